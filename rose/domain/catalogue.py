@@ -1,0 +1,69 @@
+"""The list of all events: wire name and schema number <-> struct. A new event is one line here.
+
+Fields only ever get added, with defaults; anything else takes a new schema number and an upcaster.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from rose.domain import files, job_events, models
+from rose.errors import RoseError
+
+Event = job_events.Event | files.Event | models.Event
+
+EVENTS: dict[str, tuple[int, type[Any]]] = {
+    "job.created": (1, job_events.JobCreated),
+    "job.validation_started": (1, job_events.ValidationStarted),
+    "job.files_validated": (1, job_events.FilesValidated),
+    "job.queued": (1, job_events.JobQueued),
+    "job.started": (1, job_events.RunStarted),
+    "job.lease_expired": (1, job_events.LeaseExpired),
+    "job.phase_entered": (1, job_events.PhaseEntered),
+    "job.run_resumed": (1, job_events.RunResumed),
+    "job.steps_reported": (1, job_events.StepsReported),
+    "job.recovery_point_saved": (1, job_events.RecoveryPointSaved),
+    "job.checkpoint_saved": (1, job_events.CheckpointSaved),
+    "job.warned": (1, job_events.JobWarned),
+    "job.run_released": (1, job_events.RunReleased),
+    "job.paused": (1, job_events.JobPaused),
+    "job.cancelled": (1, job_events.JobCancelled),
+    "job.succeeded": (1, job_events.JobSucceeded),
+    "job.failed": (1, job_events.JobFailed),
+    "file.uploaded": (1, files.FileUploaded),
+    "file.deleted": (1, files.FileDeleted),
+    "model.registered": (1, models.ModelRegistered),
+    "model.deleted": (1, models.ModelDeleted),
+}
+_NAMES: dict[type[Any], tuple[str, int]] = {kind: (name, schema) for name, (schema, kind) in EVENTS.items()}
+
+
+class UnknownEvent(RoseError):
+    """The log holds an event that this version of ROSE does not know; a newer ROSE wrote it."""
+
+    default_code = "unknown_event"
+
+
+def name_of(event: Event) -> str:
+    """Return the wire name, for example `job.created`."""
+    return _NAMES[type(event)][0]
+
+
+def encode(event: Event) -> tuple[str, int, bytes]:
+    """Return wire name, schema number and JSON."""
+    name, schema = _NAMES[type(event)]
+    return name, schema, msgspec.json.encode(event)
+
+
+def decode(name: str, schema: int, data: bytes | str | dict[str, Any]) -> Event:
+    """Return the event. Raises: UnknownEvent for a name or schema number that this version does not know."""
+    known = EVENTS.get(name)
+    if known is None or known[0] != schema:
+        raise UnknownEvent(
+            f"The log holds {name} (schema {schema}), which this version of ROSE does not know. Update ROSE."
+        )
+    if isinstance(data, dict):
+        return msgspec.convert(data, known[1])
+    return msgspec.json.decode(data, type=known[1])

@@ -1,0 +1,197 @@
+"""What can happen to a job. Fields are only ever added, with defaults: the log is for ever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from rose.domain.artifacts import Artifact
+from rose.domain.hyperparameters import Hyperparameters, HyperparametersRequest
+from rose.domain.job_values import (
+    BaseModel,
+    BaseRequest,
+    Checkpoint,
+    JobError,
+    PinnedFile,
+    ReleaseReason,
+    RunKind,
+    StepMetrics,
+    Warning,
+)
+
+
+class JobCreated(msgspec.Struct, frozen=True, kw_only=True):
+    """A job was asked for; its model's name is reserved."""
+
+    job_id: str
+    created_at: int
+    model: str
+    base: BaseRequest
+    training_file: PinnedFile
+    validation_file: PinnedFile | None
+    suffix: str | None
+    seed: int
+    method: str
+    hyperparameters: HyperparametersRequest
+    model_name: str
+    metadata: dict[str, str] | None = None
+    integrations: tuple[dict[str, Any], ...] | None = None
+    code_version: str = ""
+
+
+class ValidationStarted(msgspec.Struct, frozen=True, kw_only=True):
+    """A trainer reads the files."""
+
+    epoch: int
+    owner: str
+    training_file: str
+    validation_file: str | None
+
+
+class FilesValidated(msgspec.Struct, frozen=True, kw_only=True):
+    """The files are usable; every number of the run is decided."""
+
+    epoch: int
+    base: BaseModel
+    hyperparameters: Hyperparameters
+    tokens: int
+    validation_tokens: int
+    needs: dict[str, int | str]
+    warnings: tuple[Warning, ...] = ()
+
+
+class JobQueued(msgspec.Struct, frozen=True, kw_only=True):
+    """The job waits for a trainer."""
+
+    reason: str
+    """validated, resumed, or why the last run gave it back."""
+
+
+class RunStarted(msgspec.Struct, frozen=True, kw_only=True):
+    """A trainer owns the job."""
+
+    epoch: int
+    owner: str
+    host: str
+    at: int
+    attempt: int
+    """Consecutive attempts without a new recovery point, this one included."""
+    device: str = ""
+
+
+class LeaseExpired(msgspec.Struct, frozen=True, kw_only=True):
+    """The owner stopped renewing: its process, host or network died."""
+
+    epoch: int
+    kind: RunKind
+
+
+class PhaseEntered(msgspec.Struct, frozen=True, kw_only=True):
+    """The run entered a phase."""
+
+    epoch: int
+    phase: str
+
+
+class RunResumed(msgspec.Struct, frozen=True, kw_only=True):
+    """The run goes on after `from_step`; nothing before it is trained again for the model."""
+
+    epoch: int
+    from_step: int
+    rejected: tuple[str, ...] = ()
+
+
+class StepsReported(msgspec.Struct, frozen=True, kw_only=True):
+    """Metrics of consecutive steps."""
+
+    epoch: int
+    steps: tuple[StepMetrics, ...]
+
+
+class RecoveryPointSaved(msgspec.Struct, frozen=True, kw_only=True):
+    """Training can go on from here."""
+
+    epoch: int
+    step: int
+    artifact: Artifact
+    trained_tokens: int
+
+
+class CheckpointSaved(msgspec.Struct, frozen=True, kw_only=True):
+    """A usable model of an epoch's end exists."""
+
+    epoch: int
+    checkpoint: Checkpoint
+
+
+class JobWarned(msgspec.Struct, frozen=True, kw_only=True):
+    """Something a person should know."""
+
+    epoch: int
+    warning: Warning
+
+
+class RunReleased(msgspec.Struct, frozen=True, kw_only=True):
+    """The run ended before the job did."""
+
+    epoch: int
+    kind: RunKind
+    reason: ReleaseReason
+    detail: str = ""
+    log: str | None = None
+
+
+class JobPaused(msgspec.Struct, frozen=True, kw_only=True):
+    """The job is held until it is resumed."""
+
+    at: int
+    reason: str
+
+
+class JobCancelled(msgspec.Struct, frozen=True, kw_only=True):
+    """The job was ended by a person."""
+
+    at: int
+
+
+class JobSucceeded(msgspec.Struct, frozen=True, kw_only=True):
+    """The model exists and answers."""
+
+    epoch: int
+    at: int
+    model_name: str
+    artifact: Artifact
+    kind: str
+    step: int
+    trained_tokens: int
+    result_file: str
+    stopped_early: bool = False
+
+
+class JobFailed(msgspec.Struct, frozen=True, kw_only=True):
+    """The job ended without a model."""
+
+    at: int
+    error: JobError
+
+
+Event = (
+    JobCreated
+    | ValidationStarted
+    | FilesValidated
+    | JobQueued
+    | RunStarted
+    | LeaseExpired
+    | PhaseEntered
+    | RunResumed
+    | StepsReported
+    | RecoveryPointSaved
+    | CheckpointSaved
+    | JobWarned
+    | RunReleased
+    | JobPaused
+    | JobCancelled
+    | JobSucceeded
+    | JobFailed
+)
