@@ -1,0 +1,262 @@
+"""What the API asks an inference engine: OpenAI's chat request plus the field `rose` that names base and adapter.
+
+Parsing refuses what the engine cannot honour and names the field; OpenAI's fields that change nothing here are ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import msgspec
+
+from rose.domain.artifacts import Artifact
+from rose.domain.job_values import BaseModel
+from rose.errors import InvalidRequest
+
+MAX_CHOICES = 8
+"""Most answers to one request; each keeps a cache of its own in memory."""
+MAX_STOPS = 4
+MAX_TOP_LOGPROBS = 20
+ROLES = ("developer", "system", "user", "assistant", "tool", "function")
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """Which weights answer; every field comes from the model's row, so a name means one hash for ever."""
+
+    model: str
+    """The name that the client asked for; repeated in the answer."""
+    base: BaseModel
+    """An empty fingerprint is allowed when there is no adapter: then whatever lies at the source answers."""
+    adapter: Artifact | None = None
+    """The published folder: the adapter's, or with `full` the whole model's; None asks the base itself."""
+    kind: Literal["adapter", "full"] = "adapter"
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is chosen."""
+
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_p: float = 1.0
+    """Only the most likely tokens that together reach this probability are drawn from."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit for each time it was already made."""
+    presence_penalty: float = 0.0
+    """Taken off a token's logit once it was made at all."""
+    logit_bias: dict[int, float] = {}
+    """Added to the logits of these token ids."""
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A valid request."""
+
+    target: Target
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    """Most tokens of each choice; None: as many as the context holds."""
+    choices: int = 1
+    seed: int | None = None
+    top_logprobs: int | None = None
+    """None: no log-probabilities at all."""
+    stream: bool = False
+    include_usage: bool = False
+
+
+class _StreamOptions(msgspec.Struct, frozen=True):
+    include_usage: bool | None = None
+
+
+class _ResponseFormat(msgspec.Struct, frozen=True):
+    type: str
+
+
+class _Body(msgspec.Struct, frozen=True, kw_only=True):
+    """The JSON as it comes; every optional field may be null."""
+
+    rose: Target
+    messages: list[dict[str, Any]]
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    stop: str | list[str] | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
+    seed: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
+    response_format: _ResponseFormat | None = None
+
+
+def parse_request(data: bytes) -> GenerationRequest:
+    """Return the request in `data` (JSON). Raises: InvalidRequest naming the field that is wrong."""
+    try:
+        body = msgspec.json.decode(data, type=_Body)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    _check_messages(body.messages)
+    _refuse_unsupported(body)
+    max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    if max_tokens is not None and max_tokens < 0:
+        raise InvalidRequest("max_tokens must be 0 or more.", code="invalid_value", param="max_tokens")
+    return GenerationRequest(
+        target=_target(body.rose),
+        messages=body.messages,
+        tools=_tools(body),
+        sampling=_sampling(body),
+        stop=_stops(body.stop),
+        max_tokens=max_tokens,
+        choices=int(_in_range("n", body.n, 1, MAX_CHOICES, 1)),
+        seed=body.seed,
+        top_logprobs=_top_logprobs(body),
+        stream=bool(body.stream),
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+    )
+
+
+def _invalid(text: str) -> InvalidRequest:
+    """Make an error that names the field out of msgspec's sentence `Expected … - at `$.field``."""
+    where = re.search(r"\$\.?([^`]*)`", text)
+    missing = re.search(r"missing required field `([^`]+)`", text)
+    path = ".".join(part for part in (where[1] if where else "", missing[1] if missing else "") if part)
+    return InvalidRequest(f"{text.split(' - at ')[0]}.", code="invalid_type", param=path or None)
+
+
+def _target(target: Target) -> Target:
+    if target.kind == "full" and target.adapter is None:
+        raise InvalidRequest("A full model needs its folder.", code="invalid_value", param="rose.adapter")
+    return target
+
+
+def _check_messages(messages: list[dict[str, Any]]) -> None:
+    """Refuse messages that no template could render; what is rendered how is the template's business."""
+    if not messages:
+        raise InvalidRequest("messages needs at least one message.", code="empty_array", param="messages")
+    for position, message in enumerate(messages):
+        where = f"messages[{position}]"
+        role = message.get("role")
+        if role not in ROLES:
+            raise InvalidRequest(
+                f"{where}.role is {role!r}; expected one of {', '.join(ROLES)}.",
+                code="invalid_value",
+                param=f"{where}.role",
+            )
+        content = message.get("content")
+        if content is None and role == "assistant":
+            continue
+        if isinstance(content, list):
+            _check_parts(content, f"{where}.content")
+        elif not isinstance(content, str):
+            raise InvalidRequest(
+                f"{where}.content must be a string or a list of text parts.",
+                code="invalid_type",
+                param=f"{where}.content",
+            )
+
+
+def _check_parts(parts: list[Any], where: str) -> None:
+    for position, part in enumerate(parts):
+        kind: Any = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "refusal") or not isinstance(part.get(kind), str):
+            raise InvalidRequest(
+                f"{where}[{position}] is of type {kind!r}; ROSE's models read text parts only.",
+                code="unsupported_content",
+                param=f"{where}[{position}]",
+            )
+
+
+def _refuse_unsupported(body: _Body) -> None:
+    if body.response_format is not None and body.response_format.type != "text":
+        raise InvalidRequest(
+            f"response_format {body.response_format.type!r} is not supported: the engine cannot promise JSON.",
+            code="unsupported_parameter",
+            param="response_format",
+            hint="Ask for JSON in the prompt, or train on answers that are JSON.",
+        )
+    if body.functions or body.function_call not in (None, "none", "auto"):
+        raise InvalidRequest(
+            "functions and function_call are not supported.",
+            code="unsupported_parameter",
+            param="functions",
+            hint="Use tools and tool_choice.",
+        )
+    if body.tool_choice not in (None, "none", "auto"):
+        raise InvalidRequest(
+            "tool_choice can be 'auto' or 'none': the engine cannot force a call.",
+            code="unsupported_parameter",
+            param="tool_choice",
+        )
+
+
+def _tools(body: _Body) -> list[dict[str, Any]] | None:
+    if not body.tools or body.tool_choice == "none":
+        return None
+    for position, tool in enumerate(body.tools):
+        function = tool.get("function")
+        if tool.get("type") != "function" or not isinstance(function, dict) or not function.get("name"):
+            raise InvalidRequest(
+                f"tools[{position}] must be {{'type': 'function', 'function': {{'name': …}}}}.",
+                code="invalid_value",
+                param=f"tools[{position}]",
+            )
+    return body.tools
+
+
+def _sampling(body: _Body) -> Sampling:
+    return Sampling(
+        temperature=_in_range("temperature", body.temperature, 0.0, 2.0, 1.0),
+        top_p=_in_range("top_p", body.top_p, 0.0, 1.0, 1.0),
+        frequency_penalty=_in_range("frequency_penalty", body.frequency_penalty, -2.0, 2.0, 0.0),
+        presence_penalty=_in_range("presence_penalty", body.presence_penalty, -2.0, 2.0, 0.0),
+        logit_bias=_logit_bias(body.logit_bias or {}),
+    )
+
+
+def _logit_bias(raw: dict[str, float]) -> dict[int, float]:
+    bias: dict[int, float] = {}
+    for key, value in raw.items():
+        if not key.isdecimal():
+            raise InvalidRequest(
+                f"logit_bias maps token ids to numbers; {key!r} is no token id.",
+                code="invalid_value",
+                param="logit_bias",
+            )
+        bias[int(key)] = _in_range("logit_bias", value, -100.0, 100.0, 0.0)
+    return bias
+
+
+def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    stops = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(stops) > MAX_STOPS:
+        raise InvalidRequest(f"stop takes at most {MAX_STOPS} strings.", code="array_above_max_length", param="stop")
+    return tuple(text for text in stops if text)
+
+
+def _top_logprobs(body: _Body) -> int | None:
+    if not body.logprobs:
+        if body.top_logprobs:
+            raise InvalidRequest("top_logprobs needs logprobs to be true.", code="invalid_value", param="top_logprobs")
+        return None
+    return int(_in_range("top_logprobs", body.top_logprobs, 0, MAX_TOP_LOGPROBS, 0))
+
+
+def _in_range(name: str, value: float | None, low: float, high: float, default: float) -> float:
+    if value is None:
+        return default
+    if not low <= value <= high:
+        raise InvalidRequest(f"{name} is {value}; allowed is {low} to {high}.", code="invalid_value", param=name)
+    return value
