@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from rose.local import launcher
+from tests.eventually import eventually
 from trainer import child_process
 from trainer.child_process import BrokenReport, Child, RunLog
 from trainer.protocol import Alive, Drain, PhaseChanged, Report, Warned
@@ -107,8 +108,7 @@ async def test_the_stack_of_a_hung_child_lands_in_its_log(tmp_path: Path) -> Non
     async with running(code, log_path) as child:
         await first_report(child)
         child.dump_stack()
-        while "hangs_here" not in log_path.read_text():
-            await anyio.sleep(0.01)
+        await eventually(lambda: "hangs_here" in log_path.read_text())
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -125,9 +125,7 @@ async def test_leaving_the_block_kills_the_child_and_what_it_started(tmp_path: P
         if stopped:
             os.kill(child.pid, signal.SIGSTOP)
     assert not psutil.pid_exists(child.pid)
-    with anyio.fail_after(DEADLINE_SECONDS):
-        while grandchild.is_running() and grandchild.status() != psutil.STATUS_ZOMBIE:
-            await anyio.sleep(0.01)
+    await eventually(lambda: not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE)
 
 
 async def test_an_order_to_a_child_that_is_gone_is_not_an_error(tmp_path: Path) -> None:
