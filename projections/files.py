@@ -2,12 +2,64 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
+from projections.paging import Page
 from rose.domain.files import FileState
 from rose.log.append import EntityRow
+from rose.log.pool import Pool
+
+Order = Literal["asc", "desc"]
+
+# $1: id to start behind, also of a deleted file; an unknown one gives no row. $2: purpose. $3: now, Unix seconds.
+LIST_NEWEST_FIRST = """
+select doc from rose.files
+where not deleted
+  and coalesce((doc ->> 'expires_at')::bigint > $3, true)
+  and ($1::text is null or created_position < (select created_position from rose.files where id = $1))
+  and ($2::text is null or purpose = $2)
+order by created_position desc
+limit $4
+"""
+LIST_OLDEST_FIRST = """
+select doc from rose.files
+where not deleted
+  and coalesce((doc ->> 'expires_at')::bigint > $3, true)
+  and ($1::text is null or created_position > (select created_position from rose.files where id = $1))
+  and ($2::text is null or purpose = $2)
+order by created_position
+limit $4
+"""
+GET = "select doc from rose.files where id = $1"
 
 
 def row(state: FileState) -> EntityRow:
     """Return the row that stands for `state`; its document is the state, so it is also the snapshot."""
     return EntityRow(kind="files", id=state.id, doc=msgspec.json.encode(state))
+
+
+async def get(pool: Pool, file_id: str, *, now: int) -> FileState | None:
+    """Return the file, or None when there is none of that id that can be used at `now` (Unix seconds)."""
+    doc: str | None = await pool.fetchval(GET, file_id)
+    if doc is None:
+        return None
+    state = msgspec.json.decode(doc, type=FileState)
+    gone = state.deleted_at is not None or (state.expires_at is not None and state.expires_at <= now)
+    return None if gone else state
+
+
+async def page(
+    pool: Pool,
+    *,
+    limit: int,
+    now: int,
+    after: str | None = None,
+    purpose: str | None = None,
+    order: Order = "desc",
+) -> Page[FileState]:
+    """Return up to `limit` usable files behind the file `after` in `order` of their making."""
+    query = LIST_NEWEST_FIRST if order == "desc" else LIST_OLDEST_FIRST
+    rows = await pool.fetch(query, after, purpose, now, limit + 1)
+    return Page.cut([msgspec.json.decode(found["doc"], type=FileState) for found in rows], limit)

@@ -2,12 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
+from projections.paging import Page
 from rose.domain.jobs import JobState
 from rose.log.append import EntityRow
+from rose.log.pool import Pool
+
+# Newest first. $1: id to start behind; an unknown one gives no row. $2: metadata that a job must have.
+# $3: only jobs without metadata.
+LIST = """
+select doc from rose.jobs
+where ($1::text is null or created_position < (select created_position from rose.jobs where id = $1))
+  and ($2::jsonb is null or doc -> 'metadata' @> $2::jsonb)
+  and (not $3 or coalesce(doc -> 'metadata', 'null') = 'null')
+order by created_position desc
+limit $4
+"""
+GET = "select doc from rose.jobs where id = $1"
+BY_MODEL_NAME = "select doc from rose.jobs where model_name = $1"
 
 
 def row(state: JobState) -> EntityRow:
     """Return the row that stands for `state`; its document is the state, so it is also the snapshot."""
     return EntityRow(kind="jobs", id=state.id, doc=msgspec.json.encode(state))
+
+
+async def get(pool: Pool, job_id: str) -> JobState | None:
+    """Return the job, or None when there is none of that id."""
+    return _state(await pool.fetchval(GET, job_id))
+
+
+async def by_model_name(pool: Pool, name: str) -> JobState | None:
+    """Return the job that reserved `name` for its model, whether or not the model exists by now."""
+    return _state(await pool.fetchval(BY_MODEL_NAME, name))
+
+
+async def newest_first(
+    pool: Pool,
+    *,
+    limit: int,
+    after: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    without_metadata: bool = False,
+) -> Page[JobState]:
+    """Return up to `limit` jobs behind the job `after`, newest first; none when `after` is unknown.
+
+    `metadata`: every pair must be there, exactly. `without_metadata`: only jobs that have none.
+    """
+    wanted = msgspec.json.encode(metadata).decode() if metadata else None
+    rows = await pool.fetch(LIST, after, wanted, without_metadata, limit + 1)
+    return Page.cut([msgspec.json.decode(found["doc"], type=JobState) for found in rows], limit)
+
+
+def _state(doc: str | None) -> JobState | None:
+    return None if doc is None else msgspec.json.decode(doc, type=JobState)

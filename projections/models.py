@@ -6,8 +6,33 @@ import msgspec
 
 from rose.domain.models import ModelState
 from rose.log.append import EntityRow
+from rose.log.pool import Pool
+
+LIST = "select doc from rose.models where not deleted order by created_position desc"
+GET = "select doc from rose.models where id = $1 and not deleted"
+BY_NAME = "select doc from rose.models where name = $1 and not deleted"
 
 
 def row(state: ModelState) -> EntityRow:
     """Return the row that stands for `state`, under its job's id; its document is the state, so also the snapshot."""
     return EntityRow(kind="models", id=state.job_id, doc=msgspec.json.encode(state))
+
+
+async def newest_first(pool: Pool) -> list[ModelState]:
+    """Return every fine-tuned model that answers, newest first."""
+    rows = await pool.fetch(LIST)
+    return [msgspec.json.decode(found["doc"], type=ModelState) for found in rows]
+
+
+async def of_job(pool: Pool, job_id: str) -> ModelState | None:
+    """Return the model that a job made; None when it made none or the model was deleted."""
+    return _state(await pool.fetchval(GET, job_id))
+
+
+async def by_name(pool: Pool, name: str) -> ModelState | None:
+    """Return the model that answers under `name`, or None."""
+    return _state(await pool.fetchval(BY_NAME, name))
+
+
+def _state(doc: str | None) -> ModelState | None:
+    return None if doc is None else msgspec.json.decode(doc, type=ModelState)
