@@ -1,0 +1,274 @@
+"""ROSE's API as the command line uses it: one method per call, errors as `rose.errors` with their exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx2
+
+from rose.errors import (
+    InvalidDataset,
+    InvalidRequest,
+    InvalidState,
+    MethodNotSupported,
+    NoSpace,
+    NotAuthorised,
+    NotFound,
+    RoseError,
+    TooLarge,
+    Unavailable,
+)
+
+_ID_LENGTH = 20
+_BY_STATUS: dict[int, type[RoseError]] = {
+    400: InvalidRequest,
+    401: NotAuthorised,
+    403: NotAuthorised,
+    404: NotFound,
+    405: MethodNotSupported,
+    413: TooLarge,
+    503: Unavailable,
+    507: NoSpace,
+}
+_BY_CODE: dict[str, type[RoseError]] = {
+    "invalid_job_state": InvalidState,
+    "invalid_dataset": InvalidDataset,
+    "invalid_training_file": InvalidDataset,
+}
+MAX_STREAM_RESTARTS = 60
+
+
+class Client:
+    """A connection to one ROSE server. Use as a context manager."""
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._http = httpx2.Client(
+            base_url=self.url + "/v1",
+            headers={"Authorization": f"Bearer {api_key or 'rose'}"},
+            timeout=httpx2.Timeout(60.0, connect=5.0),
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    # --- files
+
+    def upload(self, path: Path, purpose: str) -> dict[str, Any]:
+        """Upload a file; its content is streamed from the disk."""
+        with path.open("rb") as content:
+            return self._call(
+                "POST", "/files", files={"file": (path.name, content)}, data={"purpose": purpose}, timeout=None
+            )
+
+    def files(self) -> list[dict[str, Any]]:
+        """Return all files, newest first."""
+        return self._all("/files", {"limit": 1000})
+
+    def file(self, file_id: str) -> dict[str, Any]:
+        """Return one file."""
+        return self._call("GET", f"/files/{quote(file_id, safe='')}")
+
+    def delete_file(self, file_id: str) -> dict[str, Any]:
+        """Delete a file."""
+        return self._call("DELETE", f"/files/{quote(file_id, safe='')}")
+
+    @contextmanager
+    def download(self, path: str) -> Generator[Iterator[bytes]]:
+        """Yield the pieces of a download."""
+        with self._reach(), self._http.stream("GET", path, timeout=None) as response:
+            if response.status_code >= 400:
+                response.read()
+                raise _problem(response)
+            yield response.iter_bytes()
+
+    # --- jobs
+
+    def create_job(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Create a fine-tuning job."""
+        return self._call("POST", "/fine_tuning/jobs", json=body)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Return one job."""
+        return self._call("GET", f"/fine_tuning/jobs/{quote(job_id, safe='')}")
+
+    def jobs(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """Return jobs, newest first; all of them without a limit."""
+        return self._all("/fine_tuning/jobs", {"limit": min(limit or 100, 100)}, limit)
+
+    def change_job(self, job_id: str, verb: str) -> dict[str, Any]:
+        """Cancel, pause or resume a job."""
+        return self._call("POST", f"/fine_tuning/jobs/{quote(job_id, safe='')}/{verb}")
+
+    def job_events(self, job_id: str, limit: int | None = None) -> list[dict[str, Any]]:
+        """Return a job's events, newest first."""
+        path = f"/fine_tuning/jobs/{quote(job_id, safe='')}/events"
+        return self._all(path, {"limit": min(limit or 100, 100)}, limit)
+
+    def checkpoints(self, job_id: str) -> list[dict[str, Any]]:
+        """Return a job's checkpoints, newest first."""
+        return self._all(f"/fine_tuning/jobs/{quote(job_id, safe='')}/checkpoints", {"limit": 100})
+
+    def stream_events(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """Yield a job's events, oldest first, until the job ends; reconnects where it was.
+
+        Raises: Unavailable when the server stays away.
+        """
+        import time
+
+        import msgspec
+
+        path = f"/fine_tuning/jobs/{quote(job_id, safe='')}/events"
+        cursor: str | None = None
+        failures = 0
+        while True:
+            headers = {"Last-Event-ID": cursor} if cursor else {}
+            timeout = httpx2.Timeout(60.0, connect=5.0)
+            try:
+                with self._http.sse(path, params={"stream": "true"}, headers=headers, timeout=timeout) as source:
+                    response = source.response
+                    if response.status_code == 204:
+                        return
+                    if response.status_code >= 400:
+                        response.read()
+                        raise _problem(response)
+                    for frame in source:
+                        if frame.data == "[DONE]":
+                            return
+                        failures = 0
+                        cursor = frame.id or cursor
+                        yield msgspec.json.decode(frame.data)
+                failures += 1
+            except httpx2.TransportError as problem:
+                failures += 1
+                if failures > MAX_STREAM_RESTARTS:
+                    raise self._unreachable(problem) from None
+            if failures > MAX_STREAM_RESTARTS:
+                raise Unavailable(f"{self.url} closes the stream of {job_id} again and again.")
+            time.sleep(min(0.2 * failures, 2.0))
+
+    # --- models and chat
+
+    def models(self) -> list[dict[str, Any]]:
+        """Return all models."""
+        return self._call("GET", "/models")["data"]
+
+    def model(self, name: str) -> dict[str, Any]:
+        """Return one model."""
+        return self._call("GET", f"/models/{quote(name, safe=':')}")
+
+    def delete_model(self, name: str) -> dict[str, Any]:
+        """Delete a fine-tuned model."""
+        return self._call("DELETE", f"/models/{quote(name, safe=':')}")
+
+    def chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return a whole chat completion."""
+        return self._call("POST", "/chat/completions", json=body, timeout=None)
+
+    def stream_chat(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the chunks of a chat completion as they are made."""
+        import msgspec
+
+        request = {**body, "stream": True}
+        with (
+            self._reach(),
+            self._http.sse("/chat/completions", method="POST", json=request, timeout=None) as source,
+        ):
+            if source.response.status_code >= 400:
+                source.response.read()
+                raise _problem(source.response)
+            for frame in source:
+                if frame.data == "[DONE]":
+                    return
+                chunk = msgspec.json.decode(frame.data)
+                if "error" in chunk:
+                    raise _from_body(chunk, 500)
+                yield chunk
+
+    # --- ids
+
+    def resolve(self, given: str, kind: str) -> str:
+        """Return the full id for a full id, a unique prefix of one, or `last`; `kind` is `ftjob_` or `file_`.
+
+        Raises: NotFound; InvalidRequest when several fit.
+        """
+        if given.startswith(kind) and len(given) == len(kind) + _ID_LENGTH:
+            return given
+        if given == "last":
+            newest = self.jobs(1) if kind == "ftjob_" else self.files()[:1]
+            if not newest:
+                raise NotFound(f"There is no {'job' if kind == 'ftjob_' else 'file'} yet.")
+            return newest[0]["id"]
+        wanted = given if given.startswith(kind) else kind + given
+        known = [item["id"] for item in (self.jobs() if kind == "ftjob_" else self.files())]
+        fitting = [one for one in known if one.startswith(wanted)]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise InvalidRequest(
+                f"{given!r} is the beginning of {len(fitting)} ids: {', '.join(fitting[:5])}.", code="ambiguous_id"
+            )
+        return given
+
+    # --- transport
+
+    def _call(self, method: str, path: str, **options: Any) -> Any:
+        with self._reach():
+            response = self._http.request(method, path, **options)
+        if response.status_code >= 400:
+            raise _problem(response)
+        return response.json()
+
+    def _all(self, path: str, params: dict[str, Any], limit: int | None = None) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        page: dict[str, Any] = {"has_more": True}
+        while page["has_more"] and (limit is None or len(found) < limit):
+            after = {"after": found[-1]["id"]} if found else {}
+            page = self._call("GET", path, params={**params, **after})
+            found.extend(page["data"])
+            if not page["data"]:
+                break
+        return found[:limit]
+
+    @contextmanager
+    def _reach(self) -> Generator[None]:
+        try:
+            yield
+        except httpx2.TransportError as problem:
+            raise self._unreachable(problem) from None
+
+    def _unreachable(self, problem: Exception) -> Unavailable:
+        reason = str(problem) or type(problem).__name__
+        return Unavailable(
+            f"No ROSE server answers at {self.url} ({reason}).",
+            code="server_unreachable",
+            hint="Start one with `rose up`, or name another with --url or ROSE_URL.",
+        )
+
+
+def _problem(response: httpx2.Response) -> RoseError:
+    try:
+        body = response.json()
+    except ValueError:
+        body = {}
+    return _from_body(body, response.status_code)
+
+
+def _from_body(body: Any, status: int) -> RoseError:
+    stated = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(stated, dict):
+        return RoseError(f"The server answered {status} without saying why.")
+    code = stated.get("code")
+    kind = _BY_CODE.get(code or "") or _BY_STATUS.get(status, RoseError)
+    return kind(stated.get("message") or f"The server answered {status}.", code=code, param=stated.get("param"))

@@ -1,0 +1,147 @@
+"""`rose models …`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from cyclopts import Parameter
+
+from cli.commands.files import write_whole
+from cli.options import COMMON, Common
+from cli.output import moment
+from rose.errors import InvalidRequest, RoseError
+
+
+def list_models(*, common: Common = COMMON) -> None:
+    """List models."""
+    with common.client() as client:
+        found = client.models()
+    rows = [
+        (item["id"], item["owned_by"], item.get("job_id") or "", moment(item["created"]) if item["created"] else "")
+        for item in found
+    ]
+    common.output.table(("model", "owner", "job", "created"), rows, things=found, empty="No models yet.")
+
+
+def get(model: str, /, *, common: Common = COMMON) -> None:
+    """Show a model and where its files are.
+
+    Parameters
+    ----------
+    model
+        Its name.
+    """
+    with common.client() as client:
+        found = client.model(model)
+    common.output.show(found, identity=found["id"], lines=[f"{key:<10} {_text(value)}" for key, value in found.items()])
+
+
+def delete(model: str, /, *, common: Common = COMMON) -> None:
+    """Delete a fine-tuned model.
+
+    Parameters
+    ----------
+    model
+        Its name.
+    """
+    with common.client() as client:
+        gone = client.delete_model(model)
+    common.output.show(gone, identity=gone["id"], lines=[f"Model deleted: {gone['id']}"])
+
+
+def download(
+    model: str,
+    /,
+    *,
+    to: Annotated[Path | None, Parameter(name=["--to", "-o"], env_var="ROSE_TO")] = None,
+    common: Common = COMMON,
+) -> None:
+    """Download a fine-tuned model's files as a tar archive.
+
+    Parameters
+    ----------
+    model
+        Its name.
+    to
+        Where to write it; default: the model's name with `.tar` in this folder.
+    """
+    target = to or Path(model.replace("/", "-").replace(":", "-") + ".tar")
+    with common.client() as client, client.download(f"/adapters/{quote(model, safe=':')}") as pieces:
+        write_whole(pieces, target)
+    common.output.show({"model": model, "path": str(target)}, identity=str(target), lines=[f"Written to {target}"])
+
+
+def pull(model: str, /, *, common: Common = COMMON) -> None:
+    """Download a base model from the hub into its cache.
+
+    Parameters
+    ----------
+    model
+        An alias or a hub id such as Qwen/Qwen2.5-0.5B-Instruct.
+    """
+    from rose import settings as settings_module
+    from rose.domain.bases import resolve_alias, source_kind
+
+    settings = settings_module.load()
+    source = resolve_alias(model, settings.model_aliases)
+    if source_kind(source) == "built_in":
+        build(source, common=common)
+        return
+    if source_kind(source) is None:
+        raise InvalidRequest(f"{model!r} is neither an alias nor a hub id nor a folder.", param="model")
+    locate = _locate()
+    found = locate(source, models_dir=settings.models, offline=settings.hub_offline)
+    common.output.show(
+        {"model": model, "source": source, "path": str(found.path), "revision": found.revision},
+        identity=str(found.path),
+        lines=[f"{model} is at {found.path}"],
+    )
+
+
+def build(model: str = "tiny", /, *, common: Common = COMMON) -> None:
+    """Build the toy model `tiny` on this machine; about a minute, no download.
+
+    Parameters
+    ----------
+    model
+        Only `tiny` is built here.
+    """
+    import subprocess
+
+    from rose import settings as settings_module
+    from rose.domain.bases import BUILT_IN
+
+    if model not in BUILT_IN:
+        raise InvalidRequest(
+            f"ROSE can build {', '.join(BUILT_IN)}, not {model!r}.", hint=f"Try: rose models pull {model}"
+        )
+    target = settings_module.load().models / model
+    target.parent.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "rose.language_models.tiny", str(target)], stdout=sys.stderr, check=False
+    )
+    if done.returncode != 0:
+        raise RoseError(
+            f"Building {model} failed; the lines above say why.",
+            hint="The trainer extra is needed: pip install 'rose[trainer]'",
+        )
+    common.output.show({"model": model, "path": str(target)}, identity=str(target), lines=[f"{model} is at {target}"])
+
+
+def _locate() -> Any:
+    try:
+        from rose.language_models.locate import locate
+    except ModuleNotFoundError as problem:
+        raise RoseError(
+            f"This needs {problem.name}, which is not installed.", hint="Install it: pip install 'rose[trainer]'"
+        ) from None
+    return locate
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={_text(one)}" for key, one in value.items() if one is not None)
+    return str(value)

@@ -1,0 +1,93 @@
+"""Jobs and job events as lines of text: the same facts on a terminal, in a pipe and in the watch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cli.output import duration, moment
+
+EXIT_BY_STATUS = {"succeeded": 0, "failed": 8, "cancelled": 9}
+
+
+def outcome_status(job: dict[str, Any]) -> int:
+    """Return the exit status that tells how a job ended: 0, 8 (failed) or 9 (cancelled)."""
+    return EXIT_BY_STATUS.get(job["status"], 0)
+
+
+def event_line(event: dict[str, Any]) -> str:
+    """Return one event: time, level unless it is info, message."""
+    level = "" if event["level"] == "info" else f"{event['level']}: "
+    return f"{moment(event['created_at'])}  {level}{event['message']}"
+
+
+def job_lines(job: dict[str, Any]) -> list[str]:
+    """Return everything about a job that a person wants to know, a fact a line."""
+    facts: list[tuple[str, Any]] = [
+        ("id", job["id"]),
+        ("status", job["status"]),
+        ("waits", job.get("waiting_for")),
+        ("progress", progress_text(job)),
+        ("model", job["model"]),
+        ("base", _base(job.get("base_model"))),
+        ("result", job.get("fine_tuned_model") or _reserved(job)),
+        ("training", job["training_file"]),
+        ("validation", job.get("validation_file")),
+        ("seed", job["seed"]),
+        ("created", moment(job["created_at"])),
+        ("finished", moment(job.get("finished_at"))),
+        ("tokens", job.get("trained_tokens")),
+        ("result file", ", ".join(job.get("result_files") or [])),
+        ("code", job.get("code_version")),
+    ]
+    lines = [f"{name:<12}{value}" for name, value in facts if value not in (None, "")]
+    lines.extend(_settings(job))
+    lines.extend(f"warning     {warning['message']}" for warning in job.get("warnings") or [])
+    problem = job.get("error")
+    if problem and problem.get("message"):
+        lines.append(f"error       {problem['code']}: {problem['message']}")
+        lines.extend(f"            {one}" for one in problem.get("problems") or [])
+        if problem.get("log"):
+            lines.append(f"log         {problem['log']}")
+    if job["status"] == "succeeded":
+        lines.append(f'try         rose chat "…" --model {job["fine_tuned_model"]}')
+    return lines
+
+
+def progress_text(job: dict[str, Any]) -> str:
+    """Return phase, step and share done, or an empty text before the first step."""
+    progress = job.get("progress") or {}
+    if not progress.get("total_steps"):
+        return ""
+    text = f"step {progress['step']}/{progress['total_steps']} ({progress['percent']:.0f} %)"
+    if progress.get("phase"):
+        text = f"{progress['phase']}, {text}"
+    if job.get("estimated_finish"):
+        import time
+
+        text += f", {duration(job['estimated_finish'] - time.time())} left"
+    return text
+
+
+def _settings(job: dict[str, Any]) -> list[str]:
+    knobs = dict(job.get("resolved_hyperparameters") or job.get("hyperparameters") or {})
+    reasons = knobs.pop("reasons", None) or {}
+    lora = knobs.pop("lora_config", None) or {}
+    knobs.update({f"lora_config.{name}": value for name, value in lora.items()})
+    lines = []
+    for name, value in knobs.items():
+        shown = f"{value:.3g}" if isinstance(value, float) else value
+        why = f"   ({reasons[name]})" if name in reasons else ""
+        lines.append(f"  {name} = {shown}{why}")
+    return ["settings", *lines] if lines else []
+
+
+def _base(base: dict[str, Any] | None) -> str:
+    if not base:
+        return ""
+    revision = f" at {base['revision'][:12]}" if base.get("revision") else ""
+    return f"{base['source']}{revision} ({base['fingerprint'][:12]})"
+
+
+def _reserved(job: dict[str, Any]) -> str:
+    name = job.get("reserved_model_name")
+    return f"{name} (reserved)" if name and job["status"] not in ("failed", "cancelled") else ""
