@@ -1,0 +1,294 @@
+"""Find a base model on this machine, in the hub's cache or at the hub, and say exactly which one it is.
+
+Imports no torch and no transformers: the validation child and the supervisor's checks use it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rose.domain.job_values import BaseModel
+from rose.errors import InvalidRequest
+
+TINY = "tiny"
+"""Name of the small model that ROSE builds itself."""
+TINY_VERSION = "1"
+"""Its content's version; a folder of its own for each, so that adapters of an older one keep their base."""
+
+FACTS_FILE = "rose_model.json"
+"""What ROSE knows of a model that it built itself; see `RoseFacts`."""
+
+_HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
+_HUB_IGNORED = ("original/*", "onnx/*", "consolidated*.safetensors", "*/*.safetensors", "*.gguf")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_MEBIBYTE = 1 << 20
+_UNKNOWN_CONTEXT = 4096
+_LARGEST_HEADER = 100 * _MEBIBYTE
+
+
+class RoseFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Content of `rose_model.json`, in the folder of a model that ROSE built."""
+
+    name: str
+    version: str
+    about: str
+    rose_base_learning_rate: float
+    """Learning rate that suits adapters on this model; the formula for real models does not fit toys."""
+
+
+class LocatedBase(msgspec.Struct, frozen=True, kw_only=True):
+    """A base model that lies on this machine, complete."""
+
+    path: Path
+    source: str
+    revision: str | None
+    """Commit at the hub, version of a model that ROSE built, None for a local folder."""
+    fingerprint: str
+    hidden_size: int
+    model_type: str
+    context_tokens: int
+    parameters: int
+    """Numbers in the weight files."""
+    weight_bytes: int
+    layers: int = 0
+    vocabulary: int = 0
+    base_learning_rate: float | None = None
+    """Set for models that ROSE built; None: the formula of rose.domain.hyperparameters."""
+
+    def base_model(self) -> BaseModel:
+        """Return what events and adapters name."""
+        return BaseModel(
+            source=self.source,
+            revision=self.revision,
+            fingerprint=self.fingerprint,
+            hidden_size=self.hidden_size,
+            model_type=self.model_type,
+        )
+
+
+class ModelNotAvailable(InvalidRequest):
+    """The base model is not on this machine and could not be fetched."""
+
+    default_code = "model_not_available"
+
+
+def tiny_folder(models_dir: Path, version: str = TINY_VERSION) -> Path:
+    """Return where the model `tiny` of this version lies or will lie."""
+    return models_dir / f"{TINY}-v{version}"
+
+
+def locate(source: str, *, revision: str | None = None, models_dir: Path, offline: bool = False) -> LocatedBase:
+    """Return the base model that `source` names: `tiny`, a local folder or a hub id.
+
+    A hub id is downloaded into the hub's own cache when it is not there (`HF_TOKEN`, `HF_HOME` and
+    `HF_HUB_OFFLINE` count, as does `offline`); `revision` is a commit, branch or, for `tiny`, its version.
+
+    Raises: ModelNotAvailable saying why in one line and what to do.
+    """
+    if source == TINY:
+        folder = tiny_folder(models_dir, revision or TINY_VERSION)
+        if not (folder / FACTS_FILE).is_file():
+            raise ModelNotAvailable(
+                f"The model 'tiny' has not been built yet in {models_dir}.",
+                hint="Build it, which takes about a minute: rose models build tiny",
+            )
+        return describe(folder, source=source, revision=revision or TINY_VERSION)
+    folder = Path(source).expanduser()
+    if folder.is_dir() or source[:1] in "/~." or (os.sep != "/" and os.sep in source):
+        if not folder.is_dir():
+            raise ModelNotAvailable(
+                f"The base model {source!r} is a local folder that does not exist on this machine.",
+                hint="Give the folder that holds config.json, the tokenizer and *.safetensors.",
+            )
+        return describe(folder.resolve(), source=source, revision=None)
+    snapshot = _fetch(source, revision, offline)
+    return describe(snapshot, source=source, revision=snapshot.name)
+
+
+def verify_fingerprint(located: LocatedBase, expected: BaseModel) -> None:
+    """Refuse a base that is not exactly the expected one.
+
+    Raises: ModelNotAvailable naming both fingerprints.
+    """
+    if located.fingerprint != expected.fingerprint:
+        raise ModelNotAvailable(
+            f"The base model {located.source!r} in {located.path} is not the one that the job was validated with "
+            f"(fingerprint {located.fingerprint[:12]}, expected {expected.fingerprint[:12]}).",
+            hint="Put the original files back, or create a new job.",
+        )
+
+
+def describe(folder: Path, *, source: str, revision: str | None) -> LocatedBase:
+    """Read what a model folder says of itself and fingerprint it.
+
+    Raises: ModelNotAvailable when config.json, the tokenizer or the weights are missing or unreadable.
+    """
+    config = _read_json(folder, "config.json", source)
+    text: dict[str, Any] = {**config, **(config.get("text_config") or {})}
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        raise _incomplete(source, folder, "it has no tokenizer files")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise _incomplete(source, folder, "it has no *.safetensors weights")
+    hidden = text.get("hidden_size") or text.get("n_embd") or text.get("d_model") or 0
+    if not hidden:
+        raise _incomplete(source, folder, "its config.json names no hidden_size")
+    headers = [_safetensors_header(path, source) for path in weights]
+    facts = _facts(folder)
+    return LocatedBase(
+        path=folder,
+        source=source,
+        revision=revision,
+        fingerprint=_fingerprint(folder, weights, headers),
+        hidden_size=int(hidden),
+        model_type=str(text.get("model_type") or config.get("model_type") or "unknown"),
+        context_tokens=_context_tokens(folder, text, source),
+        parameters=sum(_numbers(header) for header in headers),
+        weight_bytes=sum(path.stat().st_size for path in weights),
+        layers=int(text.get("num_hidden_layers") or text.get("n_layer") or 0),
+        vocabulary=int(text.get("vocab_size") or 0),
+        base_learning_rate=facts.rose_base_learning_rate if facts else None,
+    )
+
+
+def _fetch(source: str, revision: str | None, offline: bool) -> Path:
+    from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                source,
+                revision=revision,
+                allow_patterns=list(_HUB_PATTERNS),
+                ignore_patterns=list(_HUB_IGNORED),
+                local_files_only=offline,
+            )
+        )
+    except hub.GatedRepoError:
+        why = "its owner asks you to accept terms at the hub first, with the account of HF_TOKEN"
+    except hub.RepositoryNotFoundError:
+        why = "the hub has no such model, or HF_TOKEN may not read it"
+    except hub.RevisionNotFoundError:
+        why = f"the hub has no revision {revision!r} of it"
+    except hub.HFValidationError:
+        why = "it is neither an alias, nor a hub id like owner/name, nor a local folder"
+    except hub.LocalEntryNotFoundError:
+        offline = offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+        why = "it is not in the hub's cache and " + ("offline mode is on" if offline else "the hub cannot be reached")
+    except (hub.HTTPError, OSError) as error:  # HTTPError is that of the HTTP client the hub's library uses
+        why = f"the download failed: {_first_line(error)}"
+    raise ModelNotAvailable(
+        f"The base model {source!r} is not available: {why}.",
+        hint=f"Fetch it where there is a network with `rose models pull {source}`, or point the name to a local "
+        f'folder, for example ROSE_MODEL_ALIASES=\'{{"{source.rpartition("/")[2].lower()}": "/models/my-model"}}\'.',
+    ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200].rstrip(".")
+
+
+def _incomplete(source: str, folder: Path, why: str) -> ModelNotAvailable:
+    return ModelNotAvailable(
+        f"The base model {source!r} cannot be used: {why} ({folder}).",
+        hint="A model folder needs config.json, the tokenizer with its chat template, and *.safetensors.",
+    )
+
+
+def _read_json(folder: Path, name: str, source: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_bytes())
+    except FileNotFoundError:
+        raise _incomplete(source, folder, f"it has no {name}") from None
+    except (OSError, ValueError) as error:
+        raise _incomplete(source, folder, f"its {name} cannot be read: {_first_line(error)}") from None
+    if not isinstance(content, dict):
+        raise _incomplete(source, folder, f"its {name} is not a JSON object")
+    return content
+
+
+def _facts(folder: Path) -> RoseFacts | None:
+    try:
+        return msgspec.json.decode((folder / FACTS_FILE).read_bytes(), type=RoseFacts)
+    except FileNotFoundError:
+        return None
+
+
+def _context_tokens(folder: Path, config: dict[str, Any], source: str) -> int:
+    """Return the longest text: the model's positions, or less where the tokenizer says less."""
+    positions = config.get("max_position_embeddings") or config.get("n_positions") or config.get("max_seq_len")
+    limits = [int(positions)] if positions else []
+    if (folder / "tokenizer_config.json").is_file():
+        longest = _read_json(folder, "tokenizer_config.json", source).get("model_max_length")
+        if isinstance(longest, (int, float)) and 0 < longest < 1e9:
+            limits.append(int(longest))
+    return min(limits, default=_UNKNOWN_CONTEXT)
+
+
+def _safetensors_header(path: Path, source: str) -> bytes:
+    """Return the JSON header of a safetensors file (8 bytes of length, then the header)."""
+    with path.open("rb") as file:
+        length = file.read(8)
+        size = struct.unpack("<Q", length)[0] if len(length) == 8 else 0
+        header = file.read(size) if 0 < size <= _LARGEST_HEADER else b""
+    if len(header) != size or not header:
+        raise _incomplete(source, path.parent, f"{path.name} is no safetensors file or was cut off")
+    try:
+        ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError):
+        raise _incomplete(source, path.parent, f"the header of {path.name} is broken") from None
+    if 8 + size + max(ends, default=0) != path.stat().st_size:
+        raise _incomplete(source, path.parent, f"{path.name} is not complete")
+    return header
+
+
+def _numbers(header: bytes) -> int:
+    total = 0
+    for name, entry in json.loads(header).items():
+        if name != "__metadata__":
+            count = 1
+            for length in entry["shape"]:
+                count *= length
+            total += count
+    return total
+
+
+def _fingerprint(folder: Path, weights: Iterable[Path], headers: Iterable[bytes]) -> str:
+    """SHA-256 over configuration, tokenizer, chat template and of each weight file header, size, first and last MiB."""
+    digest = hashlib.sha256()
+    for name in ("config.json", *_TOKENIZER_FILES):
+        path = folder / name
+        if path.is_file():
+            content = path.read_bytes()
+            digest.update(f"{name}\0{len(content)}\0".encode())
+            digest.update(content)
+    for path, header in zip(weights, headers, strict=True):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0{len(header)}\0".encode())
+        digest.update(header)
+        with path.open("rb") as file:
+            digest.update(file.read(_MEBIBYTE))
+            file.seek(max(0, size - _MEBIBYTE))
+            digest.update(file.read(_MEBIBYTE))
+    return digest.hexdigest()

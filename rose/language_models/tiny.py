@@ -1,0 +1,143 @@
+"""Small models that ROSE builds itself, so that tests and a first run need no download.
+
+`build_fixture` makes a random one in under a second for tests; `build_tiny` makes the demo base `tiny`, pretrained for
+about a minute on the text and the lessons that ship with the project. Both are toys: they learn the form of an answer
+and know nothing. Both are deterministic: same version, architecture and seed, same bytes.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.models.llama import LlamaConfig
+from transformers.models.qwen2 import Qwen2Config
+from transformers.models.qwen3 import Qwen3Config
+
+from rose.language_models.locate import FACTS_FILE, RoseFacts
+
+Architecture = Literal["qwen3", "qwen2", "llama"]
+
+VOCABULARY = 1024
+CONTEXT_TOKENS = 2048
+END_OF_TURN = "<|im_end|>"
+_SPECIAL_TOKENS = ("<|im_start|>", END_OF_TURN, "<|pad|>")
+
+FIXTURE_GAIN = 8.0
+"""Weight of the final norm. RMS-normalised states times tied embeddings of std 0.02 bound the logits near 2.5, so that
+adapters on inner layers cannot make the model sure of anything; the gain lifts the bound (measured: TRAINING 7)."""
+
+BASE_LEARNING_RATE = 5e-3
+"""For LoRA r16 on models of this width: 3e-3 to 1e-2 learn 8 answers by heart in 60 steps (measured: TRAINING 7)."""
+
+CHAT_TEMPLATE = """\
+{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- if messages[0].role == 'system' %}{{- messages[0].content + '\\n\\n' }}{%- endif %}
+    {{- 'Tools:' }}
+    {%- for tool in tools %}{{- '\\n' + (tool | tojson) }}{%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+        {{- '<|im_start|>assistant\\n' }}
+        {%- generation %}
+        {{- message.content or '' }}
+        {%- for call in message.tool_calls or [] %}
+            {{- '<tool_call>' + ({'name': call.function.name, 'arguments': call.function.arguments} | tojson)
+                + '</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>' }}
+        {%- endgeneration %}
+        {{- '\\n' }}
+    {%- elif not (tools and loop.first and message.role == 'system') %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+
+
+def shipped_texts() -> list[str]:
+    """Return the English texts that ship with ROSE, in the order of their names."""
+    folder = resources.files("rose.language_models") / "data"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".txt"))
+    return [(folder / name).read_text(encoding="utf-8") for name in names]
+
+
+def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer of VOCABULARY tokens with a ChatML template; it can encode any text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(_SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TURN,
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|im_start|>"],
+        model_max_length=CONTEXT_TOKENS,
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def random_model(tokenizer: PreTrainedTokenizerFast, architecture: Architecture, *, seed: int, gain: float) -> Any:
+    """Return an untrained model of width 128 with 4 layers (0.92 million parameters), final norm weight `gain`."""
+    kinds: dict[str, Any] = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}
+    config = kinds[architecture](
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=CONTEXT_TOKENS,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TURN),
+        pad_token_id=tokenizer.convert_tokens_to_ids("<|pad|>"),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(gain)
+    return model
+
+
+def save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, facts: RoseFacts) -> None:
+    """Write a complete model folder as transformers reads it, with ROSE's facts last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / FACTS_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(facts)))
+
+
+def build_fixture(folder: Path, architecture: Architecture = "qwen3", seed: int = 0) -> Path:
+    """Write a random model for tests into `folder` and return it; takes well under a second.
+
+    Its tokens are real, its answers are noise, and adapters of rank 16 learn a handful of answers by heart in seconds.
+    """
+    tokenizer = build_tokenizer(shipped_texts())
+    model = random_model(tokenizer, architecture, seed=seed, gain=FIXTURE_GAIN)
+    facts = RoseFacts(
+        name=f"fixture-{architecture}",
+        version=str(seed),
+        about="Random weights, for tests.",
+        rose_base_learning_rate=BASE_LEARNING_RATE,
+    )
+    save(model, tokenizer, folder, facts)
+    return folder
