@@ -1,0 +1,226 @@
+-- The functions that write the log; rose/log/migrate.py applies this file again whenever it has changed.
+--
+-- Refusals carry an SQLSTATE of their own, which rose/log/append.py turns into rose.errors:
+--   RS001  a stream is not at the expected version, or a live lease is in the way    Conflict
+--   RS002  the writer's lease is lost                                                StaleEpoch
+--   RS003  the command id was used for another request                               InvalidRequest
+--   RS004  the call itself is wrong                                                  a bug in ROSE
+--   RS005  the log is immutable (migration 0001)                                     a bug, or a hand in the database
+--
+-- Locks are always taken in this order, so appends cannot deadlock:
+--   command id < stream rows, sorted < entity rows < lease rows < log_head.
+
+-- Store the entity row of one write: insert or replace, found by its id.
+create or replace function rose.store_row(p_row jsonb, p_version bigint) returns void
+language plpgsql as $$
+begin
+    case p_row ->> 'kind'
+    when 'jobs' then
+        insert into rose.jobs (id, doc, version) values (p_row ->> 'id', p_row -> 'doc', p_version)
+        on conflict (id) do update set doc = excluded.doc, version = excluded.version;
+    when 'files' then
+        insert into rose.files (id, doc, version) values (p_row ->> 'id', p_row -> 'doc', p_version)
+        on conflict (id) do update set doc = excluded.doc, version = excluded.version;
+    when 'models' then
+        insert into rose.models (id, doc, version) values (p_row ->> 'id', p_row -> 'doc', p_version)
+        on conflict (id) do update set doc = excluded.doc, version = excluded.version;
+    else
+        raise exception 'there is no entity row of kind %', p_row ->> 'kind' using errcode = 'RS004';
+    end case;
+end
+$$;
+
+-- Give a new entity row its place in lists, once its first event has a position.
+create or replace function rose.place_row(p_row jsonb, p_stream_id text) returns void
+language plpgsql as $$
+declare
+    first_position bigint := (select position from rose.events where stream_id = p_stream_id and version = 1);
+begin
+    case p_row ->> 'kind'
+    when 'jobs' then update rose.jobs set created_position = first_position where id = p_row ->> 'id';
+    when 'files' then update rose.files set created_position = first_position where id = p_row ->> 'id';
+    when 'models' then update rose.models set created_position = first_position where id = p_row ->> 'id';
+    end case;
+end
+$$;
+
+-- Return until when the epoch owns the stream's job. Raises RS002 when it does not.
+create or replace function rose.check_lease(p_stream_id text, p_epoch bigint) returns timestamptz
+language plpgsql as $$
+declare
+    owned rose.leases;
+begin
+    select * into owned from rose.leases where job_id = split_part(p_stream_id, '/', 2);
+    if owned.epoch is distinct from p_epoch then
+        raise exception 'epoch % of % is stale: the newest is %', p_epoch, p_stream_id, coalesce(owned.epoch, 0)
+            using errcode = 'RS002';
+    end if;
+    if owned.lease_until is null or owned.lease_until <= clock_timestamp() then
+        raise exception 'the lease of epoch % on % has ended', p_epoch, p_stream_id using errcode = 'RS002';
+    end if;
+    return owned.lease_until;
+end
+$$;
+
+-- Claim, give back or revoke the lease of the stream's job. The caller holds the stream's row.
+create or replace function rose.change_lease(p_stream_id text, p_change jsonb) returns void
+language plpgsql as $$
+declare
+    job      text := p_change ->> 'job_id';
+    wanted   bigint := (p_change ->> 'epoch')::bigint;
+    at       timestamptz := clock_timestamp();
+    existing rose.leases;
+begin
+    if p_stream_id <> 'job/' || job then
+        raise exception 'the lease of % is changed only with its own stream, not with %', job, p_stream_id
+            using errcode = 'RS004';
+    end if;
+    select * into existing from rose.leases where job_id = job for update;
+    case p_change ->> 'action'
+    when 'claim' then
+        if existing.lease_until > at then
+            raise exception '% is owned by % (epoch %)', job, existing.owner, existing.epoch using errcode = 'RS001';
+        end if;
+        if existing.epoch >= wanted then
+            raise exception 'epoch % of % was claimed before', wanted, job using errcode = 'RS001';
+        end if;
+        if existing.not_before > at then
+            raise exception '% may not be claimed before %', job, existing.not_before using errcode = 'RS001';
+        end if;
+        insert into rose.leases (job_id, kind, epoch, owner, lease_until, not_before, attempts)
+        values (job, p_change ->> 'kind', wanted, p_change ->> 'owner',
+                at + make_interval(secs => (p_change ->> 'lease_seconds')::float8), null, 1)
+        on conflict (job_id) do update set
+            kind = excluded.kind, epoch = excluded.epoch, owner = excluded.owner,
+            lease_until = excluded.lease_until, not_before = null, attempts = rose.leases.attempts + 1;
+    when 'release' then
+        if existing.epoch is distinct from wanted or existing.lease_until is null or existing.lease_until <= at then
+            raise exception 'epoch % does not own % any more', wanted, job using errcode = 'RS002';
+        end if;
+        update rose.leases set
+            lease_until = null,
+            not_before = at + make_interval(secs => (p_change ->> 'not_before_seconds')::float8)
+        where job_id = job;
+    when 'revoke' then
+        update rose.leases set lease_until = null where job_id = job;
+    else
+        raise exception 'there is no lease action %', p_change ->> 'action' using errcode = 'RS004';
+    end case;
+end
+$$;
+
+-- Append events to one or several streams, with their entity rows and lease changes, all or nothing.
+--
+-- p_writes is an array of {stream_id, expected_version, events: [{type, schema, data}], row: {kind, id, doc} | null,
+-- epoch | null, lease | null}. Answers with the position of the last event; for a command id that was used before,
+-- with what was stored then. One statement in autocommit, so that no client can pause while it holds log_head.
+create or replace function rose.append(
+    p_command_id   text,
+    p_request_hash text,
+    p_response     bytea,
+    p_metadata     jsonb,
+    p_writes       jsonb,
+    out last_position   bigint,
+    out replayed        boolean,
+    out stored_response bytea
+)
+language plpgsql as $$
+declare
+    known       rose.commands;
+    write       record;
+    actual      bigint;
+    event_count int;
+    total       int := 0;
+    owned_until timestamptz := 'infinity';
+    recorded    timestamptz;
+begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception 'rose.append needs read committed: each statement must see what the locks waited for'
+            using errcode = 'RS004';
+    end if;
+
+    -- 1. The command id. A second command of the same id waits here until the first has committed or failed.
+    insert into rose.commands (command_id, request_hash, response)
+    values (p_command_id, p_request_hash, p_response)
+    on conflict (command_id) do nothing;
+    if not found then
+        select * into known from rose.commands where command_id = p_command_id;
+        if known.request_hash is distinct from p_request_hash then
+            raise exception 'the command id % belongs to another request', p_command_id using errcode = 'RS003';
+        end if;
+        last_position := known.position;
+        replayed := true;
+        stored_response := known.response;
+        return;
+    end if;
+
+    -- 2. Create, then lock, the stream rows, sorted by id. In statements of their own: one that also read the versions
+    --    would read them from a snapshot taken before the lock was granted.
+    insert into rose.streams (stream_id)
+    select value ->> 'stream_id' from jsonb_array_elements(p_writes)
+    where (value ->> 'expected_version')::bigint = 0
+    order by 1
+    on conflict (stream_id) do nothing;
+    perform 1 from rose.streams
+    where stream_id in (select value ->> 'stream_id' from jsonb_array_elements(p_writes))
+    order by stream_id
+    for update;
+
+    for write in
+        select value ->> 'stream_id' as stream_id, (value ->> 'expected_version')::bigint as expected_version,
+               jsonb_array_length(value -> 'events') as event_count, nullif(value -> 'row', 'null') as row,
+               (value ->> 'epoch')::bigint as epoch, nullif(value -> 'lease', 'null') as lease
+        from jsonb_array_elements(p_writes)
+        order by 1
+    loop
+        -- 3. Version and epoch.
+        select version into actual from rose.streams where stream_id = write.stream_id;
+        if coalesce(actual, 0) <> write.expected_version then
+            raise exception '% is at version %, not %', write.stream_id, coalesce(actual, 0), write.expected_version
+                using errcode = 'RS001';
+        end if;
+        if write.epoch is not null and write.lease ->> 'action' is distinct from 'claim' then
+            owned_until := least(owned_until, rose.check_lease(write.stream_id, write.epoch));
+        end if;
+        -- 4. Stream, entity row, lease.
+        update rose.streams set version = version + write.event_count where stream_id = write.stream_id;
+        if write.row is not null then
+            perform rose.store_row(write.row, write.expected_version + write.event_count);
+        end if;
+        if write.lease is not null then
+            perform rose.change_lease(write.stream_id, write.lease);
+        end if;
+        total := total + write.event_count;
+    end loop;
+
+    -- 5. Last: the positions. From here to the commit no other append can pass, so nothing below waits for a lock.
+    update rose.log_head set position = position + total returning position into last_position;
+    recorded := clock_timestamp();
+    if owned_until <= recorded then
+        raise exception 'the lease ended while the append waited for its turn' using errcode = 'RS002';
+    end if;
+    insert into rose.events (position, stream_id, version, type, schema, data, metadata, epoch, recorded_at)
+    select last_position - total + row_number() over (order by writes.ordinality, events.ordinality),
+           writes.value ->> 'stream_id',
+           (writes.value ->> 'expected_version')::bigint + events.ordinality,
+           events.value ->> 'type',
+           (events.value ->> 'schema')::smallint,
+           events.value -> 'data',
+           p_metadata,
+           coalesce(
+               (writes.value ->> 'epoch')::bigint,
+               case when writes.value -> 'lease' ->> 'action' = 'claim'
+                    then (writes.value -> 'lease' ->> 'epoch')::bigint end
+           ),
+           recorded
+    from jsonb_array_elements(p_writes) with ordinality as writes,
+         jsonb_array_elements(writes.value -> 'events') with ordinality as events;
+    perform rose.place_row(value -> 'row', value ->> 'stream_id')
+    from jsonb_array_elements(p_writes)
+    where (value ->> 'expected_version')::bigint = 0 and value -> 'row' <> 'null';
+    update rose.commands set position = last_position where command_id = p_command_id;
+    perform pg_notify('rose', last_position::text);
+    replayed := false;
+    stored_response := p_response;
+end
+$$;

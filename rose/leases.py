@@ -1,0 +1,155 @@
+"""Leases and workers: who owns a job, who is there, what can be claimed.
+
+Claiming, releasing and revoking happen inside rose.append (rose/log/append.py), with the event that says so; here a
+lease is renewed and read. Times are the database's: no clock of a worker matters.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from rose.log.pool import Pool, fetch, fetch_row
+from rose.log.queries import QUERIES
+
+Kind = Literal["validation", "training"]
+
+LIVE_SECONDS = 15.0
+"""A worker that was not seen for so long is gone."""
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """Ownership of a job by an epoch."""
+
+    job_id: str
+    kind: Kind
+    epoch: int
+    owner: str
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that may be claimed now."""
+
+    job_id: str
+    doc: bytes
+    """JSON of its JobState."""
+    version: int
+    expired: bool
+    """True when a former run still stands in the state: its owner is gone."""
+
+
+class Worker(msgspec.Struct, frozen=True, kw_only=True):
+    """A process of ROSE that is there."""
+
+    id: str
+    kind: str
+    """api, projections, trainer or inference."""
+    host: str
+    url: str | None
+    capabilities: dict[str, Any]
+    pid: int
+
+
+class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The lease of a job at the moment of reading."""
+
+    kind: Kind
+    epoch: int
+    owner: str
+    alive: bool
+    seconds_left: float
+    """Until it ends; 0 or less when it is over."""
+    seconds_held_back: float
+    """Until the job may be claimed again; 0 when at once."""
+    attempts: int
+    """Claims so far, of both kinds."""
+
+
+class WaitingFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What explains why a job waits."""
+
+    job_id: str
+    doc: bytes
+    """JSON of its JobState."""
+    version: int
+    queued_before: int
+    """Queued jobs that are older."""
+    running_now: int
+    """Other jobs with a living run."""
+    lease: LeaseFacts | None
+    trainers: tuple[Worker, ...]
+    """Trainers that are there, with what they have."""
+
+
+async def renew(pool: Pool, lease: Lease, seconds: float) -> bool:
+    """Prolong a living lease to `seconds` from now; False when it is lost: expired, released or taken over.
+
+    Raises: Unavailable; the lease may then still live.
+    """
+    row = await fetch_row(
+        pool, QUERIES["renew_lease"], lease.job_id, lease.kind, lease.epoch, lease.owner, float(seconds)
+    )
+    return row is not None
+
+
+async def candidates(pool: Pool, kind: Kind, limit: int = 20) -> list[Candidate]:
+    """Return jobs that may be claimed for `kind`, oldest first. Raises: Unavailable."""
+    rows = await fetch(pool, QUERIES[f"{kind}_candidates"], limit)
+    return [
+        Candidate(job_id=row["id"], doc=row["doc"].encode(), version=row["version"], expired=row["expired"])
+        for row in rows
+    ]
+
+
+async def announce(pool: Pool, worker: Worker) -> None:
+    """Say that a process is there; repeat it well within LIVE_SECONDS. Raises: Unavailable."""
+    capabilities = msgspec.json.encode(worker.capabilities).decode()
+    await fetch(
+        pool,
+        QUERIES["announce_worker"],
+        worker.id,
+        worker.kind,
+        worker.host,
+        worker.url,
+        capabilities,
+        worker.pid,
+    )
+
+
+async def withdraw(pool: Pool, worker_id: str) -> None:
+    """Say that a process is gone. Raises: Unavailable."""
+    await fetch(pool, QUERIES["withdraw_worker"], worker_id)
+
+
+async def workers(pool: Pool, kind: str | None = None, live_seconds: float = LIVE_SECONDS) -> list[Worker]:
+    """Return the processes (of one kind) that are there, oldest first. Raises: Unavailable."""
+    rows = await fetch(pool, QUERIES["live_workers"], kind, float(live_seconds))
+    return [
+        Worker(
+            id=row["id"],
+            kind=row["kind"],
+            host=row["host"],
+            url=row["url"],
+            capabilities=msgspec.json.decode(row["capabilities"]),
+            pid=row["pid"],
+        )
+        for row in rows
+    ]
+
+
+async def waiting_facts(pool: Pool, job_id: str) -> WaitingFacts | None:
+    """Return what explains why the job waits, or None when there is no such job. Raises: Unavailable."""
+    job = await fetch_row(pool, QUERIES["jobs_ahead"], job_id)
+    if job is None:
+        return None
+    lease = await fetch_row(pool, QUERIES["job_lease"], job_id)
+    return WaitingFacts(
+        job_id=job_id,
+        doc=job["doc"].encode(),
+        version=job["version"],
+        queued_before=job["queued"],
+        running_now=job["running"],
+        lease=None if lease is None else LeaseFacts(**dict(lease)),
+        trainers=tuple(await workers(pool, "trainer")),
+    )

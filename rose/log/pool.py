@@ -1,0 +1,125 @@
+"""Connections to Postgres: the pool, and reading through it with bounded retries.
+
+Everything that talks to Postgres goes through here, so that an absent database becomes one sentence.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterable, Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import asyncpg
+import stamina
+
+from rose.errors import InvalidRequest, Unavailable
+from rose.settings import Settings
+
+if TYPE_CHECKING:
+    Pool = asyncpg.Pool[asyncpg.Record]
+    AnyConnection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+else:
+    Pool = asyncpg.Pool
+    AnyConnection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
+
+Record = asyncpg.Record
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5.0
+ACQUIRE_SECONDS = 10.0
+COMMAND_SECONDS = 10.0
+"""Longest wait of the client for one answer; above the server's statement_timeout, so only a dead server meets it."""
+SERVER_SETTINGS = {
+    "application_name": "rose",
+    "lock_timeout": "2s",
+    "statement_timeout": "5s",
+    "idle_in_transaction_session_timeout": "30s",
+    "default_transaction_isolation": "read committed",
+    "timezone": "UTC",
+    "jit": "off",
+}
+RETRY_ATTEMPTS = 6
+RETRY_SECONDS = 15.0
+RETRY_WAIT_SECONDS = 0.05
+RETRY_LONGEST_WAIT_SECONDS = 2.0
+
+UNANSWERED = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.DeadlockDetectedError,
+)
+"""The server did not answer, or refused for the moment: whether a statement took effect may be unknown."""
+
+
+async def open_pool(source: Settings | str, *, min_size: int = 1, max_size: int = 8) -> Pool:
+    """Return an open pool of connections to the database of `source` (settings or a URL); close it with `close()`.
+
+    Raises: InvalidRequest when the settings name no database; Unavailable when it does not answer.
+    """
+    url = source if isinstance(source, str) else source.database_url
+    if not url:
+        raise InvalidRequest(
+            "No database is named.",
+            code="invalid_setting",
+            param="database_url",
+            hint="Set ROSE_DATABASE_URL, or start everything on this machine with `rose up`.",
+        )
+    with unavailable():
+        return await asyncpg.create_pool(
+            url,
+            min_size=min_size,
+            max_size=max_size,
+            timeout=CONNECT_SECONDS,
+            command_timeout=COMMAND_SECONDS,
+            server_settings=SERVER_SETTINGS,
+        )
+
+
+@contextmanager
+def unavailable() -> Generator[None]:
+    """Turn the errors of an absent or overloaded database into Unavailable."""
+    try:
+        yield
+    except UNANSWERED as error:
+        raise Unavailable(
+            f"Postgres does not answer ({type(error).__name__}: {error}).",
+            code="database_unavailable",
+            hint="Look at it with `rose status`; nothing that was accepted is lost.",
+        ) from error
+
+
+def attempts() -> AsyncIterable[stamina.Attempt]:
+    """Return the attempts that one database call gets, for `async for attempt in attempts(): with attempt: …`."""
+    return stamina.retry_context(
+        on=UNANSWERED,
+        attempts=RETRY_ATTEMPTS,
+        timeout=RETRY_SECONDS,
+        wait_initial=RETRY_WAIT_SECONDS,
+        wait_max=RETRY_LONGEST_WAIT_SECONDS,
+        wait_jitter=RETRY_WAIT_SECONDS,
+    )
+
+
+async def fetch(pool: Pool, query: str, *arguments: object) -> list[Record]:
+    """Return the rows of a query that may be asked again without harm. Raises: Unavailable."""
+    with unavailable():
+        async for attempt in attempts():
+            with attempt:
+                async with pool.acquire(timeout=ACQUIRE_SECONDS) as connection:
+                    return await connection.fetch(query, *arguments)
+    raise AssertionError("stamina either returns or raises")
+
+
+async def fetch_row(pool: Pool, query: str, *arguments: object) -> Record | None:
+    """Return the first row of a query that may be asked again without harm, or None. Raises: Unavailable."""
+    rows = await fetch(pool, query, *arguments)
+    return rows[0] if rows else None

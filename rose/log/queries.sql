@@ -1,0 +1,100 @@
+-- Every query of rose/log and rose/leases.py, by name. What writes events is in migrations/append.sql.
+
+-- name: append
+-- Append events with their entity rows and lease changes; the only statement that writes the log.
+select last_position, replayed, stored_response
+from rose.append($1::text, $2::text, $3::bytea, $4::jsonb, $5::jsonb);
+
+-- name: read_stream
+-- Events of one stream after a position, in order. A null limit means all.
+select position, stream_id, version, event_id, type, schema, data, epoch, metadata, recorded_at
+from rose.events where stream_id = $1 and position > $2 order by position limit $3;
+
+-- name: read_all
+-- Events of the whole log after a position, in order.
+select position, stream_id, version, event_id, type, schema, data, epoch, metadata, recorded_at
+from rose.events where position > $1 order by position limit $2;
+
+-- name: head
+-- Position of the newest event, and the log's identity.
+select position, log_id from rose.log_head;
+
+-- name: load_jobs
+-- State and version of one job.
+select doc, version from rose.jobs where id = $1;
+
+-- name: load_files
+-- State and version of one file.
+select doc, version from rose.files where id = $1;
+
+-- name: load_models
+-- State and version of one model.
+select doc, version from rose.models where id = $1;
+
+-- name: find_command
+-- The stored answer of a command.
+select command_id, request_hash, response, position, created_at from rose.commands where command_id = $1;
+
+-- name: find_request
+-- The newest answer to an equal request of the last seconds, for retries that carry no key.
+select command_id, request_hash, response, position, created_at from rose.commands
+where request_hash = $1 and created_at > clock_timestamp() - make_interval(secs => $2)
+order by created_at desc limit 1;
+
+-- name: renew_lease
+-- Prolong a lease that is still alive; an expired one is never revived.
+update rose.leases set lease_until = clock_timestamp() + make_interval(secs => $5)
+where job_id = $1 and kind = $2 and epoch = $3 and owner = $4 and lease_until > clock_timestamp()
+returning job_id;
+
+-- name: training_candidates
+-- Jobs that a trainer may claim, oldest first: queued ones whose time has come, and running ones whose owner is gone.
+select jobs.id, jobs.doc, jobs.version, coalesce(jobs.doc -> 'run', 'null') <> 'null' as expired
+from rose.jobs left join rose.leases on leases.job_id = jobs.id
+where jobs.status in ('queued', 'running')
+  and (leases.lease_until is null or leases.lease_until <= clock_timestamp())
+  and (leases.not_before is null or leases.not_before <= clock_timestamp())
+order by jobs.created_position limit $1;
+
+-- name: validation_candidates
+-- Jobs whose files nobody validates, oldest first.
+select jobs.id, jobs.doc, jobs.version, coalesce(jobs.doc -> 'run', 'null') <> 'null' as expired
+from rose.jobs left join rose.leases on leases.job_id = jobs.id
+where jobs.status = 'validating_files'
+  and (leases.lease_until is null or leases.lease_until <= clock_timestamp())
+  and (leases.not_before is null or leases.not_before <= clock_timestamp())
+order by jobs.created_position limit $1;
+
+-- name: announce_worker
+-- Say that a process is there.
+insert into rose.workers (id, kind, host, url, capabilities, pid) values ($1, $2, $3, $4, $5, $6)
+on conflict (id) do update set
+    kind = excluded.kind, host = excluded.host, url = excluded.url, capabilities = excluded.capabilities,
+    pid = excluded.pid, last_seen = clock_timestamp();
+
+-- name: withdraw_worker
+-- Say that a process is gone.
+delete from rose.workers where id = $1;
+
+-- name: live_workers
+-- Processes of a kind (null: of all) that were seen in the last seconds.
+select id, kind, host, url, capabilities, pid from rose.workers
+where ($1::text is null or kind = $1) and last_seen > clock_timestamp() - make_interval(secs => $2)
+order by started_at, id;
+
+-- name: job_lease
+-- The lease of a job, with times as seconds from now.
+select kind, epoch, owner, attempts,
+       coalesce(lease_until > clock_timestamp(), false) as alive,
+       coalesce(extract(epoch from lease_until - clock_timestamp())::float8, 0) as seconds_left,
+       greatest(coalesce(extract(epoch from not_before - clock_timestamp())::float8, 0), 0) as seconds_held_back
+from rose.leases where job_id = $1;
+
+-- name: jobs_ahead
+-- Queued jobs that were created before this one, and jobs whose run is alive.
+select
+    (select count(*) from rose.jobs where status = 'queued' and created_position < this.created_position) as queued,
+    (select count(*) from rose.jobs join rose.leases on leases.job_id = jobs.id
+     where jobs.status = 'running' and leases.lease_until > clock_timestamp() and jobs.id <> this.id) as running,
+    this.doc, this.version
+from rose.jobs as this where this.id = $1;
