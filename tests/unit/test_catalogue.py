@@ -1,0 +1,43 @@
+"""The catalogue: a golden JSON of every event, because the log is for ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import pytest
+
+from rose.domain import catalogue, files, job_events, models
+from tests.unit.samples import SAMPLES
+
+GOLDEN = Path(__file__).parent / "golden_events.json"
+
+
+def test_every_event_type_is_in_the_catalogue() -> None:
+    unions = (job_events.Event, files.Event, models.Event)
+    declared = {kind for union in unions for kind in get_args(union)}
+    assert {kind for _, kind in catalogue.EVENTS.values()} == declared
+    assert {type(sample) for sample in SAMPLES} == declared
+
+
+def test_the_wire_form_of_every_event_is_as_it_was() -> None:
+    """A change here breaks every log that exists: add fields with defaults, or a new schema number."""
+    written = {
+        name: {"schema": schema, "data": msgspec.json.decode(data)}
+        for name, schema, data in map(catalogue.encode, SAMPLES)
+    }
+    assert written == msgspec.json.decode(GOLDEN.read_bytes())
+
+
+def test_what_was_written_then_is_read_now() -> None:
+    golden = msgspec.json.decode(GOLDEN.read_bytes())
+    for sample in SAMPLES:
+        stored = golden[catalogue.name_of(sample)]
+        assert catalogue.decode(catalogue.name_of(sample), stored["schema"], stored["data"]) == sample
+
+
+@pytest.mark.parametrize(("name", "schema"), [("job.exploded", 1), ("job.created", 99)])
+def test_an_event_of_a_newer_version_is_named(name: str, schema: int) -> None:
+    with pytest.raises(catalogue.UnknownEvent, match=name):
+        catalogue.decode(name, schema, b"{}")
