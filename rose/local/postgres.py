@@ -60,7 +60,7 @@ class Postgres:
 
         Raises: Unavailable with the way out: closed folder, other major version, no binaries, failed initdb.
         """
-        _make_private(self.data_dir)
+        make_private(self.data_dir)
         if self.account:
             account.let_through(self.account, self.data_dir)
             self._copy_unreachable_binaries(self.account)
@@ -140,7 +140,7 @@ class Postgres:
             raise Unavailable(
                 f"The data in {self.data} was written by Postgres {found}; this ROSE runs Postgres {MAJOR}.",
                 code="other_postgres_version",
-                hint=f"Start the ROSE that wrote it, or put it aside and begin anew: mv {self.data} {self.data}-{found}",
+                hint=f"Start the ROSE that wrote it, or put it aside: mv {self.data} {self.data}-{found}",
             )
 
     def _initialise(self) -> None:
@@ -211,7 +211,8 @@ def _socket_folder(data_dir: Path) -> Path:
     return Path("/tmp") / f"rose-{os.geteuid()}-{name}"
 
 
-def _make_private(folder: Path) -> None:
+def make_private(folder: Path) -> None:
+    """Make `folder` with mode 700 when it is missing; one that exists stays as it is."""
     if not folder.exists():
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)

@@ -1,0 +1,272 @@
+"""Builds each process of ROSE from its settings: api, projections (with the relay), trainer, inference.
+
+The one place that wires the parts. `python -m rose.app KIND` and `rose serve KIND` end here. It never imports torch:
+the engine, which does, is loaded by name in its own process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import platform
+import signal
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from ipaddress import ip_address
+from socket import socket
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import uvicorn
+
+from rose import leases, settings
+from rose.bus import Bus
+from rose.errors import InvalidRequest, RoseError, Unavailable
+from rose.ids import new_id
+from rose.local import logs, ports, state
+from rose.log.migrate import migrate
+from rose.log.pool import open_pool
+
+if TYPE_CHECKING:
+    from rose.log.pool import Pool
+
+ANNOUNCE_SECONDS = 5.0
+"""How often a process says that it is there; well within leases.LIVE_SECONDS."""
+DATABASE_SECONDS = 60.0
+"""How long a starting process waits for Postgres."""
+GRACEFUL_SECONDS = 5
+"""How long requests in progress may take after a stop signal. Streams have ended before."""
+
+logger = logging.getLogger(__name__)
+
+
+def main(kind: str | None = None, given: settings.Settings | None = None) -> int:
+    """Run one process until a signal ends it and return its exit status."""
+    kind = kind or (sys.argv[1] if len(sys.argv) == 2 else "")
+    given = given or settings.load()
+    logs.configure(given.log_level)
+    try:
+        anyio.run(run, kind, given)
+    except RoseError as error:
+        logger.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+async def run(kind: str, given: settings.Settings) -> None:
+    """Run the process `kind` until SIGTERM or Ctrl-C; a second one ends it at once.
+
+    Raises: InvalidRequest for an unknown kind; Unavailable when a service that it cannot do without stays away.
+    """
+    if kind not in PROCESSES:
+        raise InvalidRequest(
+            f"There is no service {kind!r}.", code="unknown_service", hint=f"One of: {', '.join(PROCESSES)}"
+        )
+    given = await anyio.to_thread.run_sync(state.connection, given)
+    stop = anyio.Event()
+    failure: RoseError | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_obey_signals, stop, tasks.cancel_scope)
+        try:
+            await _wait_for_database(given, stop)
+            if not stop.is_set():
+                await PROCESSES[kind](given, stop)
+        except RoseError as error:
+            failure = error
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    logger.info("%s ended", kind)
+
+
+async def _obey_signals(stop: anyio.Event, everything: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            if stop.is_set():
+                everything.cancel()
+                return
+            logger.info("ending after %s", number.name)
+            stop.set()
+
+
+async def _wait_for_database(given: settings.Settings, stop: anyio.Event) -> None:
+    """Bring the database to this version's schema, as soon as there is one."""
+    assert given.database_url is not None
+    deadline = anyio.current_time() + DATABASE_SECONDS
+    while not stop.is_set():
+        try:
+            await migrate(given.database_url)
+            return
+        except Unavailable as error:
+            if anyio.current_time() > deadline:
+                raise
+            logger.warning("waiting for Postgres: %s", error.message)
+            with anyio.move_on_after(1.0):
+                await stop.wait()
+
+
+@asynccontextmanager
+async def announced(pool: Pool, kind: str, *, url: str | None = None) -> AsyncGenerator[None]:
+    """Keep this process in the table `workers` as long as the context lasts."""
+    worker = leases.Worker(
+        id=new_id(f"{kind}_"), kind=kind, host=platform.node(), url=url, capabilities={}, pid=os.getpid()
+    )
+
+    async def repeat() -> None:
+        while True:
+            try:
+                await leases.announce(pool, worker)
+            except Unavailable as error:
+                logger.warning("%s", error.message)
+            await anyio.sleep(ANNOUNCE_SECONDS)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(repeat)
+        try:
+            yield
+        finally:
+            tasks.cancel_scope.cancel()
+            with anyio.move_on_after(2.0, shield=True):
+                try:
+                    await leases.withdraw(pool, worker.id)
+                except Unavailable as error:
+                    logger.warning("%s", error.message)
+
+
+# --- api
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, and with an event for the moment it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = anyio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+
+async def _api(given: settings.Settings, stop: anyio.Event) -> None:
+    from rose.api.app import create_app
+    from rose.api.services import OpenStreams, Services
+    from rose.blobs import Blobs
+    from rose.commands import Commands
+    from rose.inference.client import EngineClient
+    from rose.log.tail import Tailer
+
+    _refuse_open_door(given)
+    listener = ports.listen(given.host, given.port)
+    async with AsyncExitStack() as stack:
+        stack.callback(listener.close)
+        pool = await _pool(given, stack, max_size=16)
+        tailer = await stack.enter_async_context(Tailer(pool))
+        engines = await stack.enter_async_context(EngineClient(token=given.inference_token))
+        streams = OpenStreams()
+        app = create_app(
+            Services(
+                settings=given,
+                pool=pool,
+                tailer=tailer,
+                blobs=Blobs(given.blobs),
+                commands=Commands(pool),
+                engines=engines,
+                streams=streams,
+            )
+        )
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACEFUL_SECONDS,
+            lifespan="on",
+        )
+        server = _Server(config)
+
+        async def announce() -> None:
+            await server.listening.wait()
+            logger.info("the API answers at %s", given.url)
+            async with announced(pool, "api", url=given.url):
+                await stop.wait()
+                streams.end_all()
+                server.should_exit = True
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(announce)
+            await server.serve(sockets=[listener])
+            tasks.cancel_scope.cancel()
+
+
+def _refuse_open_door(given: settings.Settings) -> None:
+    """Refuse to serve other machines without keys. Raises: InvalidRequest."""
+    try:
+        inside = ip_address(given.host).is_loopback
+    except ValueError:
+        inside = given.host == "localhost"
+    if not inside and not given.api_keys:
+        raise InvalidRequest(
+            f"The API would listen on {given.host}, open to other machines, and no API keys are set.",
+            code="no_api_keys",
+            param="api_keys",
+            hint="Set ROSE_API_KEYS=key1,key2 (clients send one as OPENAI_API_KEY), or listen on 127.0.0.1.",
+        )
+
+
+# --- projections, trainer, inference
+
+
+async def _projections(given: settings.Settings, stop: anyio.Event) -> None:
+    from projections import runner
+    from rose import relay
+
+    async with AsyncExitStack() as stack:
+        pool = await _pool(given, stack)
+        bus = await stack.enter_async_context(Bus(given.nats_url, token=given.nats_token, name="rose relay"))
+        await stack.enter_async_context(announced(pool, "projections"))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(relay.run, pool, bus, given, stop)
+            tasks.start_soon(runner.run, pool, stop)
+
+
+async def _trainer(given: settings.Settings, stop: anyio.Event) -> None:
+    from trainer import worker
+
+    await worker.run(given, stop)
+
+
+async def _inference(given: settings.Settings, stop: anyio.Event) -> None:
+    server: Any = importlib.import_module("rose.inference.server")
+    await server.serve(given, stop)
+
+
+PROCESSES: dict[str, Callable[[settings.Settings, anyio.Event], Awaitable[None]]] = {
+    "api": _api,
+    "projections": _projections,
+    "trainer": _trainer,
+    "inference": _inference,
+}
+
+
+async def _pool(given: settings.Settings, stack: AsyncExitStack, *, max_size: int = 8) -> Pool:
+    pool = await open_pool(given, min_size=1, max_size=max_size)
+
+    async def close() -> None:
+        with anyio.move_on_after(5.0, shield=True):
+            await pool.close()
+            return
+        pool.terminate()
+
+    stack.push_async_callback(close)
+    return pool
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Whether a port can be listened on, and who has it when not."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from rose.errors import Unavailable
+from rose.local import processes
+
+_LISTEN = "0A"
+
+
+def listen(host: str, port: int, *, backlog: int = 2048) -> socket.socket:
+    """Return a listening socket.
+
+    Raises: Unavailable naming who has the port and another one that is free.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise Unavailable(
+            f"{host!r} is no address of this machine: {error.strerror}.", code="bad_host", hint="Change --host."
+        ) from None
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        raise _refusal(host, port, error) from None
+    return listener
+
+
+def _refusal(host: str, port: int, error: OSError) -> Unavailable:
+    if isinstance(error, PermissionError):
+        return Unavailable(
+            f"Port {port} needs rights that this account lacks.", code="port_refused", hint="Use --port 8004."
+        )
+    owner = owner_of(port)
+    return Unavailable(
+        f"Port {port} on {host} cannot be used: {f'{owner} has it' if owner else error.strerror}.",
+        code="port_taken",
+        hint=f"End that program, or take another port: rose up --port {port + 1}",
+    )
+
+
+def owner_of(port: int) -> str | None:
+    """Return `name (process N)` of who listens on a TCP port, or None when it cannot be seen."""
+    if sys.platform == "linux":
+        pid = _listener_on_linux(port)
+        return f"{Path(processes.arguments(pid)[0]).name} (process {pid})" if pid else None
+    program = shutil.which("lsof")
+    if program is None:
+        return None
+    shown = subprocess.run(
+        [program, "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fpc"], capture_output=True, text=True, check=False
+    )
+    fields = {line[:1]: line[1:] for line in shown.stdout.splitlines()}
+    return f"{fields['c']} (process {fields['p']})" if {"c", "p"} <= fields.keys() else None
+
+
+def _listener_on_linux(port: int) -> int | None:
+    inodes: set[str] = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            rows = Path(table).read_text().splitlines()[1:]
+        except FileNotFoundError:
+            continue
+        for fields in map(str.split, rows):
+            if fields[3] == _LISTEN and int(fields[1].rsplit(":", 1)[1], 16) == port:
+                inodes.add(f"socket:[{fields[9]}]")
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        try:
+            if any(str(link.readlink()) in inodes for link in folder.iterdir()):
+                return int(folder.parent.name)
+        except (PermissionError, FileNotFoundError, ProcessLookupError):
+            continue  # somebody else's process, or one that has just ended
+    return None
