@@ -1,0 +1,153 @@
+"""`rose up`, `down`, `status`, `serve` and `logs`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from cli.options import COMMON, Common
+from cli.output import Output
+from rose import settings as settings_module
+from rose.errors import InvalidState, NotFound
+
+if TYPE_CHECKING:
+    from rose.settings import Settings
+
+Service = Literal["api", "projections", "trainer", "inference"]
+
+
+def up(
+    *,
+    detach: Annotated[bool, Parameter(name=["--detach", "-d"], env_var="ROSE_DETACH", negative="")] = False,
+    host: Annotated[str | None, Parameter(env_var="ROSE_HOST")] = None,
+    port: Annotated[int | None, Parameter(env_var="ROSE_PORT")] = None,
+    data_dir: Annotated[Path | None, Parameter(env_var="ROSE_DATA_DIR")] = None,
+) -> None:
+    """Start everything on this machine: Postgres, NATS, API, trainer and inference.
+
+    Ctrl-C lets a running job make its recovery point and stops; the job goes on at the next start.
+
+    Parameters
+    ----------
+    detach
+        Return once everything answers and leave it running; `rose down` stops it.
+    host
+        Address that the API listens on.
+    port
+        Port of the API.
+    data_dir
+        Folder of the database, files, models and logs.
+    """
+    import anyio
+
+    from rose.local import supervise
+
+    settings = settings_module.load(host=host, port=port, data_dir=str(data_dir) if data_dir else None)
+    output = Output()
+
+    async def run() -> None:
+        await supervise.up(settings, detach=detach, on_line=output.line)
+
+    anyio.run(run)
+
+
+def down(*, data_dir: Annotated[Path | None, Parameter(env_var="ROSE_DATA_DIR")] = None) -> None:
+    """Stop the ROSE that runs on a data folder; a running job makes its recovery point first.
+
+    Parameters
+    ----------
+    data_dir
+        Folder of the database, files, models and logs.
+    """
+    from rose.local import state
+
+    settings = settings_module.load(data_dir=str(data_dir) if data_dir else None)
+    if not state.down(settings):
+        raise InvalidState(
+            f"No ROSE runs on {settings.data_dir}.", code="not_running", hint="Start one with `rose up`."
+        )
+    Output().line("ROSE has stopped.")
+
+
+def status(*, common: Common = COMMON) -> int:
+    """Say what runs here and how it is; exit 7 when nothing does."""
+    from rose.local import state
+
+    settings = settings_module.load()
+    running = state.status(settings)
+    if running is None:
+        common.output.show(None, lines=[f"No ROSE runs on {settings.data_dir}. Start one with: rose up"])
+        return 7
+    lines = [
+        f"ROSE {'answers' if running.ready else 'is starting'} at {running.url} (process {running.pid})",
+        f"data folder {running.data_dir}, started {running.started_at}",
+        *(
+            f"  {one.kind:<12}{one.state:<10}{f'process {one.pid}' if one.pid else '':<16}"
+            f"{f'restarted {one.restarts} times' if one.restarts else ''}".rstrip()
+            for one in running.processes
+        ),
+    ]
+    common.output.show(running, identity=running.url, lines=lines)
+    return 0
+
+
+def serve(service: Service, /) -> int:
+    """Run one service against ROSE_DATABASE_URL, ROSE_NATS_URL and a shared blob folder.
+
+    Parameters
+    ----------
+    service
+        api, projections, trainer or inference; any number of each may run.
+    """
+    from rose.app import main
+
+    return main([service])
+
+
+def logs(
+    which: str | None = None,
+    /,
+    *,
+    lines: Annotated[int, Parameter(name=["--lines", "-n"], env_var="ROSE_LINES")] = 50,
+    common: Common = COMMON,
+) -> None:
+    """Print the end of a service's or a run's log; without a name, list the log files.
+
+    Parameters
+    ----------
+    which
+        A service (api, trainer, postgres, …), or a job's id or `last` for its newest run.
+    lines
+        How many lines from the end.
+    """
+    settings = settings_module.load()
+    known = _log_files(settings)
+    if which is None:
+        rows = [(path.stem, str(path)) for path in known]
+        common.output.table(("log", "file"), rows, things=dict(rows), empty=f"No logs in {settings.logs} yet.")
+        return
+    wanted = which
+    if which == "last" or which.startswith("ftjob_"):
+        with common.client() as client:
+            wanted = client.resolve(which, "ftjob_")
+    fitting = [path for path in known if path.stem == wanted or path.stem.startswith(f"{wanted}-")]
+    if not fitting:
+        raise NotFound(f"There is no log of {which} in {settings.logs}.", hint="`rose logs` lists those there are.")
+    newest = max(fitting, key=lambda path: path.stat().st_mtime)
+    common.output.talk(str(newest))
+    for line in _tail(newest, lines):
+        common.output.line(line)
+
+
+def _log_files(settings: Settings) -> list[Path]:
+    return sorted(settings.logs.rglob("*.log")) if settings.logs.is_dir() else []
+
+
+def _tail(path: Path, count: int) -> Iterator[str]:
+    from collections import deque
+
+    with path.open(encoding="utf-8", errors="replace") as content:
+        yield from (line.rstrip("\n") for line in deque(content, maxlen=count))
