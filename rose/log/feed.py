@@ -6,12 +6,13 @@ A feed is one connection. When it is lost, its lock is too, and every call on it
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
 import anyio
 import msgspec
 
+from rose.errors import Unavailable
 from rose.log.pool import ACQUIRE_SECONDS, AnyConnection, Pool, unavailable
 
 CHANNEL = "rose"
@@ -135,5 +136,5 @@ async def open_feed(pool: Pool) -> AsyncGenerator[Feed, None]:
 
 
 async def _forget(connection: AnyConnection, ring: object) -> None:
-    with unavailable():
+    with suppress(Unavailable), unavailable():
         await connection.remove_listener(CHANNEL, ring)  # pyright: ignore[reportArgumentType]
