@@ -1,0 +1,355 @@
+"""One claimed job from its claim to its end: the child, the lease, the watchdog, and what the end means.
+
+The supervisor's side only: no torch, no training, no claiming. The outcome is what the child reported, never its exit
+status; a lost lease ends everything here at once and quietly, because then somebody else decides.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from rose.blobs import BlobMismatch, Blobs, no_space_as_error
+from rose.bus import Wake
+from rose.domain.files import AddFile
+from rose.domain.job_commands import Fail, FinishValidation, ReleaseRun, Succeed
+from rose.domain.job_values import JobError, ReleaseReason, Warning
+from rose.errors import InvalidState, NoSpace, StaleEpoch, Unavailable
+from rose.ids import new_id
+from rose.log.pool import Pool
+from rose.settings import Settings
+from trainer import child_process
+from trainer.child_process import BrokenReport, Child, Launch
+from trainer.journal import Journal, clean
+from trainer.ownership import OwnedJob
+from trainer.protocol import Alive, Drain, Drained, Failed, Finished, PhaseChanged, Report, StepDone, ValidationPassed
+from trainer.results import write_result_file
+from trainer.specifications import TRAINING_MODULE, VALIDATION_MODULE, training_spec, validation_spec
+from trainer.watchdog import Stall, Watchdog
+
+log = logging.getLogger(__name__)
+
+BACKOFF_SECONDS = (1.0, 5.0, 15.0)
+"""Before the next attempt, after the first, second and any later one in a row that ended without progress."""
+STACK_SECONDS = 2.0
+"""Time for a hung child to print its stacks before it is killed."""
+EXIT_SECONDS = 10.0
+"""Time for a child to exit once it has closed its reports; nothing it still does counts."""
+LONGEST_TICK_SECONDS = 1.0
+LONGEST_RENEWAL_SECONDS = 10.0
+SECONDS_PER_BYTE = 1 / 100_000
+"""Validation reports no steps: a large file gets this much more time than a phase."""
+RESULT_FILENAME = "step_metrics.csv"
+NO_SPACE = "no_space"
+"""Begins the reason of a pause that ends by itself when there is room again."""
+
+Outcome = Finished | Drained | Failed | ValidationPassed
+
+
+class Supervision:
+    """Runs one owned job. `look` is set by whoever heard that the job changed; `stop` drains.
+
+    A run that has to be given back is given back; on cancellation the child is killed and the lease left to expire.
+    """
+
+    def __init__(
+        self,
+        owned: OwnedJob,
+        *,
+        settings: Settings,
+        pool: Pool,
+        blobs: Blobs,
+        launch: Launch,
+        stop: anyio.Event,
+        look: Wake,
+    ) -> None:
+        self._owned = owned
+        self._settings = settings
+        self._pool = pool
+        self._blobs = blobs
+        self._launch = launch
+        self._stop = stop
+        self._look = look
+        self._journal = Journal(owned, blobs)
+        self._leave = anyio.Event()
+        self._child: Child | None = None
+        self._last_renewal = time.monotonic()
+        self._stall: Stall | None = None
+        self._abandoned = False
+        self._outcome: Outcome | None = None
+        self._how_it_ended = ""
+        self.log_path = settings.logs / "runs" / f"{owned.name}.log"
+
+    async def run(self) -> None:
+        """Bring the job to the end of this run, and the log with it."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._keep_lease)
+                tasks.start_soon(self._journal.write)
+                tasks.start_soon(self._leave_on_stop)
+                await self._run_child()
+                await self._journal.flush()
+                await self._conclude()
+                tasks.cancel_scope.cancel()
+        except* StaleEpoch as stale:
+            log.info("%s is not ours any more: %s", self._owned.name, stale.exceptions[0])
+
+    # --- the child --------------------------------------------------------------------------------------------------
+
+    async def _run_child(self) -> None:
+        try:
+            command = await anyio.to_thread.run_sync(self._prepare)
+        except NoSpace as error:
+            self._outcome = Failed(code=NO_SPACE, message=str(error))
+            return
+        async with child_process.start(command, self.log_path, launch=self._launch) as child:
+            log.info("%s: child %d, log %s", self._owned.name, child.pid, self.log_path)
+            self._child = child
+            watchdog = self._watchdog()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._watch, child, watchdog)
+                tasks.start_soon(self._drain, child)
+                await self._read_reports(child, watchdog)
+                tasks.cancel_scope.cancel()
+            self._how_it_ended = await self._ending(child)
+        self._child = None
+        log.info("%s: the child is gone (%s)", self._owned.name, self._how_it_ended)
+
+    def _prepare(self) -> Sequence[str]:
+        """Write the specification and return the command line."""
+        owned, settings, blobs = self._owned, self._settings, self._blobs
+        if owned.lease.kind == "training":
+            module, spec = TRAINING_MODULE, training_spec(owned.state, owned.lease.epoch, settings, blobs)
+        else:
+            module, spec = VALIDATION_MODULE, validation_spec(owned.state, settings, blobs)
+        path = self.log_path.with_suffix(".json")
+        with no_space_as_error(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(msgspec.json.format(msgspec.json.encode(spec)))
+        return (sys.executable, "-m", module, str(path))
+
+    async def _read_reports(self, child: Child, watchdog: Watchdog) -> None:
+        try:
+            async for report in child.reports():
+                await self._take(report, watchdog)
+        except BrokenReport as error:
+            self._outcome = Failed(code="broken_report", message=str(error), retryable=True)
+
+    async def _take(self, report: Report, watchdog: Watchdog) -> None:
+        match report:
+            case Finished() | Drained() | Failed() | ValidationPassed():
+                self._outcome = report
+                watchdog.alive()
+            case _:
+                match report:
+                    case PhaseChanged(phase=phase):
+                        watchdog.entered(phase)
+                    case StepDone():
+                        watchdog.stepped()
+                    case _:
+                        watchdog.alive()
+                await self._journal.put(report)
+
+    async def _ending(self, child: Child) -> str:
+        with anyio.move_on_after(EXIT_SECONDS):
+            return f"{await child.wait()}; last log line: {child.log.last_line or '(none)'}"
+        child.kill()
+        return f"it did not exit within {EXIT_SECONDS:g} s; last log line: {child.log.last_line or '(none)'}"
+
+    # --- watching ---------------------------------------------------------------------------------------------------
+
+    def _watchdog(self) -> Watchdog:
+        settings, state = self._settings, self._owned.state
+        phase_seconds = settings.phase_seconds
+        if self._owned.lease.kind == "validation":
+            files = (state.training_file, state.validation_file)
+            phase_seconds += SECONDS_PER_BYTE * sum(file.artifact.bytes for file in files if file)
+        return Watchdog(
+            stall_seconds=settings.stall_seconds,
+            phase_seconds=phase_seconds,
+            tick_seconds=self._tick_seconds,
+            clock=time.monotonic,
+        )
+
+    @property
+    def _tick_seconds(self) -> float:
+        settings = self._settings
+        return min(LONGEST_TICK_SECONDS, settings.stall_seconds / 4, settings.abandon_seconds / 4)
+
+    async def _watch(self, child: Child, watchdog: Watchdog) -> None:
+        """Kill the child when it hangs, or when nobody may vouch for it any more."""
+        while True:
+            await anyio.sleep(self._tick_seconds)
+            if time.monotonic() - self._last_renewal > self._settings.abandon_seconds:
+                log.warning("%s: no renewal for %g s", self._owned.name, self._settings.abandon_seconds)
+                self._abandoned = True
+                return child.kill()
+            if self._journal.full:
+                watchdog.alive()
+            stall = watchdog.check()
+            if stall is not None:
+                log.warning("%s hangs: %s", self._owned.name, stall)
+                self._stall = stall
+                child.dump_stack()
+                await anyio.sleep(min(STACK_SECONDS, self._settings.stall_seconds))
+                return child.kill()
+
+    async def _keep_lease(self) -> None:
+        """Renew the lease and look at the job, on time and whenever somebody heard of a change.
+
+        Raises: StaleEpoch when the lease is lost.
+        """
+        while True:
+            await self._look.wait(self._settings.renew_seconds)
+            asked = time.monotonic()
+            try:
+                with anyio.fail_after(min(LONGEST_RENEWAL_SECONDS, self._settings.abandon_seconds / 2)):
+                    if not await self._owned.renew():
+                        raise StaleEpoch(f"The lease of {self._owned.name} is lost.")
+                    self._last_renewal = asked
+                    if self._child is not None:
+                        await self._child.order(Alive())
+                    await self._owned.refresh()
+            except (Unavailable, TimeoutError) as error:
+                log.warning("%s could not be renewed: %s", self._owned.name, error or "no answer in time")
+                continue
+            self._obey()
+
+    def _obey(self) -> None:
+        match self._owned.wanted:
+            case "stop":
+                raise StaleEpoch(f"{self._owned.name} is {self._owned.state.status}.")
+            case "drain":
+                self._leave.set()
+            case "run":
+                pass
+
+    # --- leaving ----------------------------------------------------------------------------------------------------
+
+    async def _leave_on_stop(self) -> None:
+        await self._stop.wait()
+        self._leave.set()
+
+    async def _drain(self, child: Child) -> None:
+        """Once the run has to leave: let it make its recovery point within the bound, else kill it."""
+        await self._leave.wait()
+        if self._owned.lease.kind == "training":
+            await child.order(Drain())
+            await anyio.sleep(self._settings.drain_seconds)
+            log.warning("%s did not drain within %g s", self._owned.name, self._settings.drain_seconds)
+        child.kill()
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    async def _conclude(self) -> None:
+        """Append what the end of the child means. Raises: StaleEpoch."""
+        try:
+            match self._outcome:
+                case Finished() as finished:
+                    await self._succeed(finished)
+                case ValidationPassed() as passed:
+                    await self._finish_validation(passed)
+                case Failed() as failed:
+                    await self._fail(failed)
+                case Drained():
+                    await self._release(self._leave_reason, "")
+                case None:
+                    await self._give_back()
+        except InvalidState as error:  # paused while the child finished: it finishes again once resumed
+            await self._release(self._leave_reason, str(error))
+        except NoSpace as error:
+            await self._release(NO_SPACE, f"{NO_SPACE}: {error}")
+        except BlobMismatch as error:
+            await self._release("crashed", str(error))
+
+    async def _succeed(self, finished: Finished) -> None:
+        if finished.artifact.path.split("/")[:3] != ["jobs", self._owned.lease.job_id, f"e{self._owned.lease.epoch}"]:
+            raise BlobMismatch(f"The model {finished.artifact.path} is not from this run.")
+        await anyio.to_thread.run_sync(self._blobs.verify, finished.artifact)
+        job_id, file_id, now = self._owned.lease.job_id, new_id("file_"), int(time.time())
+        artifact = await self._owned.insist(
+            lambda: write_result_file(self._pool, self._blobs, job_id, file_id, self._settings.result_file_encoding)
+        )
+        command = Succeed(
+            epoch=self._owned.lease.epoch,
+            at=now,
+            artifact=finished.artifact,
+            kind=finished.kind,
+            step=finished.step,
+            trained_tokens=finished.trained_tokens,
+            result_file=file_id,
+            stopped_early=finished.stopped_early,
+        )
+        file = AddFile(
+            file_id=file_id,
+            at=now,
+            filename=RESULT_FILENAME,
+            purpose="fine-tune-results",
+            artifact=artifact,
+            job_id=job_id,
+        )
+        await self._owned.succeed(command, file)
+
+    async def _finish_validation(self, passed: ValidationPassed) -> None:
+        command = FinishValidation(
+            epoch=self._owned.lease.epoch,
+            at=int(time.time()),
+            base=passed.base,
+            hyperparameters=passed.hyperparameters,
+            tokens=passed.tokens,
+            validation_tokens=passed.validation_tokens,
+            needs=passed.needs,
+            warnings=tuple(Warning(code=clean(one.code), message=clean(one.message)) for one in passed.warnings),
+        )
+        await self._owned.append(command, "end", free_in_seconds=0.0)
+
+    async def _fail(self, failed: Failed) -> None:
+        message = clean(failed.message)
+        if failed.code == NO_SPACE:
+            await self._release(NO_SPACE, f"{NO_SPACE}: {message}")
+        elif failed.retryable:
+            await self._release("crashed", f"{failed.code}: {message}")
+        else:
+            error = JobError(
+                code=clean(failed.code),
+                message=message,
+                param=failed.param,
+                log=str(self.log_path) if self._owned.lease.kind == "training" else None,
+                problems=tuple(map(clean, failed.problems[:50])),
+            )
+            await self._owned.append(Fail(epoch=self._owned.lease.epoch, at=int(time.time()), error=error), "end")
+
+    async def _give_back(self) -> None:
+        if self._stall is not None:
+            await self._release("stalled", f"{self._stall}; the stacks of its threads are in the log")
+        elif self._abandoned:
+            await self._release("drained", f"Postgres did not renew the lease for {self._settings.abandon_seconds:g} s")
+        elif self._leave.is_set():
+            await self._release(self._leave_reason, f"without a new recovery point: {self._how_it_ended}")
+        else:
+            await self._release("crashed", self._how_it_ended)
+
+    @property
+    def _leave_reason(self) -> ReleaseReason:
+        return "paused" if self._owned.wanted == "drain" else "drained"
+
+    async def _release(self, reason: ReleaseReason, detail: str) -> None:
+        """Give the job back so that it is taken up again; after a failed attempt not at once."""
+        free_in = 0.0
+        if reason in ("crashed", "stalled", NO_SPACE):
+            free_in = BACKOFF_SECONDS[min(max(self._owned.state.attempts, 1), len(BACKOFF_SECONDS)) - 1]
+        command = ReleaseRun(
+            epoch=self._owned.lease.epoch,
+            at=int(time.time()),
+            reason=reason,
+            detail=clean(detail),
+            log=str(self.log_path),
+            max_attempts=self._settings.max_attempts,
+        )
+        await self._owned.append(command, "end", free_in_seconds=free_in)

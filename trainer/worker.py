@@ -1,0 +1,263 @@
+"""The trainer's supervisor: claims jobs and sees each through, a validation slot beside a training slot. Never torch.
+
+Work is found by asking the database, oldest first, each `poll_seconds` and whenever NATS says that something changed;
+a claim is an append like any other, so two workers can never own a job at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from projections import jobs as jobs_view
+from rose import leases
+from rose.blobs import Blobs
+from rose.bus import Bus, Wake
+from rose.commands import Commands, Request
+from rose.domain.job_commands import ResumeJob, StartRun, StartValidation
+from rose.domain.jobs import JobState
+from rose.errors import Conflict, InvalidState, Unavailable
+from rose.ids import new_id
+from rose.leases import Candidate, Kind, Lease
+from rose.log.append import Actor, LeaseChange
+from rose.log.pool import Pool
+from rose.settings import Settings
+from rose.subjects import JOB_CREATED, JOB_QUEUED
+from trainer import capabilities
+from trainer.capabilities import Capabilities
+from trainer.child_process import Launch
+from trainer.ownership import OwnedJob
+from trainer.supervision import NO_SPACE, Supervision
+
+log = logging.getLogger(__name__)
+
+ANNOUNCE_SECONDS = 3.0
+"""Well within the 15 s after which a silent worker counts as gone."""
+CANDIDATES = 200
+"""Oldest jobs that are looked at for one claim; so many unsuitable ones must not hide one that fits."""
+SPACE_CHECK_SECONDS = 2.0
+SPACE_RETRY_SECONDS = 30.0
+"""Least time between two resumptions of a job that a full disk paused."""
+WITHDRAW_SECONDS = 2.0
+JOB_CHANGES = ("rose.v1.job.*.cancelled", "rose.v1.job.*.paused")
+
+
+async def run(
+    settings: Settings,
+    pool: Pool,
+    bus: Bus,
+    blobs: Blobs,
+    stop: anyio.Event,
+    *,
+    launch: Launch,
+    worker_id: str | None = None,
+) -> None:
+    """Run one trainer until `stop` is set; returns once the running job has drained and was given back.
+
+    `pool` needs at least 4 connections (two slots, each with renewals and appends). `bus` is entered by the caller and
+    may be without a server. `launch` is `rose.local.launcher.command`: children die with this process. Call it in the
+    process's main thread, which is what the children are tied to. Cancelling it kills the children at once and leaves
+    their leases to expire; after `stop` that is the second Ctrl-C.
+    """
+    found = await anyio.to_thread.run_sync(capabilities.detect, settings.device)
+    worker = _Worker(settings, pool, bus, blobs, stop, launch, found, worker_id or new_id("trainer_"))
+    await worker.run()
+
+
+class _Slot:
+    """Room for one job of a kind at a time."""
+
+    def __init__(self, kind: Kind, wake: Wake) -> None:
+        self.kind: Kind = kind
+        self.wake = wake
+        self.job_id: str | None = None
+        self.look = Wake()
+        """Set when somebody heard that the slot's job changed."""
+
+
+class _Worker:
+    def __init__(
+        self,
+        settings: Settings,
+        pool: Pool,
+        bus: Bus,
+        blobs: Blobs,
+        stop: anyio.Event,
+        launch: Launch,
+        found: Capabilities,
+        worker_id: str,
+    ) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._bus = bus
+        self._blobs = blobs
+        self._stop = stop
+        self._launch = launch
+        self._capabilities = found
+        self._id = worker_id
+        self._host = socket.gethostname()
+        self._actor = Actor(kind="trainer", name=worker_id)
+        self._commands = Commands(pool)
+        self._validation = _Slot("validation", bus.wake_on(JOB_CREATED))
+        self._training = _Slot("training", bus.wake_on(JOB_QUEUED))
+        self._announce_now = Wake()
+        self._resumed_at: dict[str, float] = {}
+        for subject in JOB_CHANGES:
+            bus.subscribe(subject, self._heard_of_change)
+
+    async def run(self) -> None:
+        log.info("Trainer %s on %s: %s", self._id, self._host, self._capabilities)
+        async with anyio.create_task_group() as background:
+            background.start_soon(self._repeat, self._announce, self._announce_now, ANNOUNCE_SECONDS)
+            background.start_soon(self._repeat, self._resume_when_there_is_space, Wake(), SPACE_CHECK_SECONDS)
+            async with anyio.create_task_group() as slots:
+                slots.start_soon(self._run_slot, self._validation)
+                slots.start_soon(self._run_slot, self._training)
+                await self._stop.wait()
+                log.info("Trainer %s stops.", self._id)
+                self._validation.wake.set()
+                self._training.wake.set()
+            background.cancel_scope.cancel()
+        with anyio.move_on_after(WITHDRAW_SECONDS):
+            try:
+                await leases.withdraw(self._pool, self._id)
+            except Unavailable as error:
+                log.warning("The trainer could not take its leave: %s", error)
+
+    # --- slots ------------------------------------------------------------------------------------------------------
+
+    async def _run_slot(self, slot: _Slot) -> None:
+        while not self._stop.is_set():
+            try:
+                owned = await self._claim(slot.kind)
+                if owned is not None:
+                    await self._see_through(slot, owned)
+                    continue
+            except Unavailable as error:
+                log.warning("The %s slot waits: %s", slot.kind, error)
+            except Exception:  # a defect must not end the trainer: this run's lease expires and it is tried again
+                log.exception("The %s slot lost its run by an error", slot.kind)
+            await slot.wake.wait(self._settings.poll_seconds)
+
+    async def _see_through(self, slot: _Slot, owned: OwnedJob) -> None:
+        slot.job_id = owned.lease.job_id
+        self._announce_now.set()
+        try:
+            await Supervision(
+                owned,
+                settings=self._settings,
+                pool=self._pool,
+                blobs=self._blobs,
+                launch=self._launch,
+                stop=self._stop,
+                look=slot.look,
+            ).run()
+        finally:
+            slot.job_id = None
+            self._announce_now.set()
+        if slot.kind == "validation":
+            self._training.wake.set()
+
+    def _heard_of_change(self, subject: str, _body: bytes) -> None:
+        for slot in (self._validation, self._training):
+            if slot.job_id is not None and slot.job_id in subject.split("."):
+                slot.look.set()
+
+    # --- claiming ---------------------------------------------------------------------------------------------------
+
+    async def _claim(self, kind: Kind) -> OwnedJob | None:
+        """Own the oldest job that this worker can run, or None. Raises: Unavailable."""
+        for candidate in await leases.candidates(self._pool, kind, CANDIDATES):
+            state = msgspec.json.decode(candidate.doc, type=JobState)
+            reason = capabilities.unsuitable(state, self._capabilities)
+            if reason is not None and not await self._must_say_so(kind):
+                log.debug("%s is left to others: %s", state.id, reason)
+                continue
+            owned = await self._try_claim(kind, candidate, state)
+            if owned is not None:
+                return owned
+        return None
+
+    async def _must_say_so(self, kind: Kind) -> bool:
+        """A validation that nobody else could do is claimed all the same: it fails with the reason and what to do."""
+        return kind == "validation" and len(await leases.workers(self._pool, "trainer")) <= 1
+
+    async def _try_claim(self, kind: Kind, candidate: Candidate, state: JobState) -> OwnedJob | None:
+        epoch = state.epoch + 1
+        lease = Lease(job_id=state.id, kind=kind, epoch=epoch, owner=self._id)
+        change = LeaseChange(
+            action="claim",
+            job_id=state.id,
+            kind=kind,
+            epoch=epoch,
+            owner=self._id,
+            lease_seconds=self._settings.lease_seconds,
+        )
+        request = Request(actor=self._actor, command_id=f"{state.id}:{epoch}:claim:{self._id}")
+        try:
+            outcome = await self._commands.job(state.id, self._start(kind, epoch), request, lease=change)
+        except (Conflict, InvalidState) as error:
+            log.debug("%s could not be claimed: %s", state.id, error)
+            return None
+        if outcome.state.is_terminal:
+            log.info("%s failed: its attempts are used up", state.id)
+            return None
+        log.info("%s claimed for %s, epoch %d%s", state.id, kind, epoch, ", taken over" if candidate.expired else "")
+        return OwnedJob(self._pool, lease, outcome.state, actor=self._actor, lease_seconds=self._settings.lease_seconds)
+
+    def _start(self, kind: Kind, epoch: int) -> StartRun | StartValidation:
+        now, attempts = int(time.time()), self._settings.max_attempts
+        if kind == "validation":
+            return StartValidation(owner=self._id, epoch=epoch, at=now, max_attempts=attempts)
+        return StartRun(
+            owner=self._id,
+            host=self._host,
+            epoch=epoch,
+            at=now,
+            max_attempts=attempts,
+            device=self._capabilities.device,
+        )
+
+    # --- in the background ------------------------------------------------------------------------------------------
+
+    async def _repeat(self, act: Callable[[], Awaitable[None]], wake: Wake, seconds: float) -> None:
+        while True:
+            try:
+                await act()
+            except Unavailable as error:
+                log.debug("Put off: %s", error)
+            await wake.wait(seconds)
+
+    async def _announce(self) -> None:
+        facts = {
+            **msgspec.to_builtins(self._capabilities),
+            "validating": self._validation.job_id is not None,
+            "training": self._training.job_id,
+        }
+        worker = leases.Worker(
+            id=self._id, kind="trainer", host=self._host, url=None, capabilities=facts, pid=os.getpid()
+        )
+        await leases.announce(self._pool, worker)
+
+    async def _resume_when_there_is_space(self) -> None:
+        """Queue jobs again that a full disk paused, when there is room: each now and then, for it may fill up again."""
+        free = await anyio.to_thread.run_sync(self._blobs.free_bytes)
+        if free <= self._settings.min_free_bytes:
+            return
+        for state in await jobs_view.paused(self._pool, NO_SPACE):
+            now = time.monotonic()
+            if now - self._resumed_at.get(state.id, -SPACE_RETRY_SECONDS) < SPACE_RETRY_SECONDS:
+                continue
+            self._resumed_at[state.id] = now
+            log.info("%s goes on: the disk has room again", state.id)
+            try:
+                await self._commands.job(state.id, ResumeJob(at=int(time.time())), Request(actor=self._actor))
+            except (Conflict, InvalidState) as error:
+                log.debug("%s was not resumed: %s", state.id, error)
