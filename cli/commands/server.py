@@ -104,7 +104,7 @@ def serve(service: Service, /) -> int:
     """
     from rose.app import main
 
-    return main([service])
+    return main(service)
 
 
 def logs(
