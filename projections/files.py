@@ -9,7 +9,7 @@ import msgspec
 from projections.paging import Page
 from rose.domain.files import FileState
 from rose.log.append import EntityRow
-from rose.log.pool import Pool
+from rose.log.pool import Pool, fetch, fetch_row
 
 Order = Literal["asc", "desc"]
 
@@ -42,10 +42,10 @@ def row(state: FileState) -> EntityRow:
 
 async def get(pool: Pool, file_id: str, *, now: int) -> FileState | None:
     """Return the file, or None when there is none of that id that can be used at `now` (Unix seconds)."""
-    doc: str | None = await pool.fetchval(GET, file_id)
-    if doc is None:
+    found = await fetch_row(pool, GET, file_id)
+    if found is None:
         return None
-    state = msgspec.json.decode(doc, type=FileState)
+    state = msgspec.json.decode(found["doc"], type=FileState)
     gone = state.deleted_at is not None or (state.expires_at is not None and state.expires_at <= now)
     return None if gone else state
 
@@ -61,5 +61,5 @@ async def page(
 ) -> Page[FileState]:
     """Return up to `limit` usable files behind the file `after` in `order` of their making."""
     query = LIST_NEWEST_FIRST if order == "desc" else LIST_OLDEST_FIRST
-    rows = await pool.fetch(query, after, purpose, now, limit + 1)
+    rows = await fetch(pool, query, after, purpose, now, limit + 1)
     return Page.cut([msgspec.json.decode(found["doc"], type=FileState) for found in rows], limit)

@@ -9,7 +9,7 @@ import msgspec
 from projections.paging import Page
 from rose.domain.jobs import JobState
 from rose.log.append import EntityRow
-from rose.log.pool import Pool
+from rose.log.pool import Pool, Record, fetch, fetch_row
 
 # Newest first. $1: id to start behind; an unknown one gives no row. $2: metadata that a job must have.
 # $3: only jobs without metadata.
@@ -24,6 +24,12 @@ limit $4
 GET = "select doc from rose.jobs where id = $1"
 BY_MODEL_NAME = "select doc from rose.jobs where model_name = $1"
 
+PAUSED = """
+select doc from rose.jobs
+where status = 'paused' and starts_with(doc ->> 'paused_because', $1)
+order by created_position
+"""
+
 
 def row(state: JobState) -> EntityRow:
     """Return the row that stands for `state`; its document is the state, so it is also the snapshot."""
@@ -32,12 +38,12 @@ def row(state: JobState) -> EntityRow:
 
 async def get(pool: Pool, job_id: str) -> JobState | None:
     """Return the job, or None when there is none of that id."""
-    return _state(await pool.fetchval(GET, job_id))
+    return _state(await fetch_row(pool, GET, job_id))
 
 
 async def by_model_name(pool: Pool, name: str) -> JobState | None:
     """Return the job that reserved `name` for its model, whether or not the model exists by now."""
-    return _state(await pool.fetchval(BY_MODEL_NAME, name))
+    return _state(await fetch_row(pool, BY_MODEL_NAME, name))
 
 
 async def newest_first(
@@ -53,9 +59,14 @@ async def newest_first(
     `metadata`: every pair must be there, exactly. `without_metadata`: only jobs that have none.
     """
     wanted = msgspec.json.encode(metadata).decode() if metadata else None
-    rows = await pool.fetch(LIST, after, wanted, without_metadata, limit + 1)
+    rows = await fetch(pool, LIST, after, wanted, without_metadata, limit + 1)
     return Page.cut([msgspec.json.decode(found["doc"], type=JobState) for found in rows], limit)
 
 
-def _state(doc: str | None) -> JobState | None:
-    return None if doc is None else msgspec.json.decode(doc, type=JobState)
+async def paused(pool: Pool, because: str) -> list[JobState]:
+    """Return the paused jobs whose reason begins with `because`, oldest first."""
+    return [msgspec.json.decode(found["doc"], type=JobState) for found in await fetch(pool, PAUSED, because)]
+
+
+def _state(found: Record | None) -> JobState | None:
+    return None if found is None else msgspec.json.decode(found["doc"], type=JobState)

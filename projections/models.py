@@ -6,7 +6,7 @@ import msgspec
 
 from rose.domain.models import ModelState
 from rose.log.append import EntityRow
-from rose.log.pool import Pool
+from rose.log.pool import Pool, Record, fetch, fetch_row
 
 LIST = "select doc from rose.models where not deleted order by created_position desc"
 GET = "select doc from rose.models where id = $1 and not deleted"
@@ -20,19 +20,19 @@ def row(state: ModelState) -> EntityRow:
 
 async def newest_first(pool: Pool) -> list[ModelState]:
     """Return every fine-tuned model that answers, newest first."""
-    rows = await pool.fetch(LIST)
+    rows = await fetch(pool, LIST)
     return [msgspec.json.decode(found["doc"], type=ModelState) for found in rows]
 
 
 async def of_job(pool: Pool, job_id: str) -> ModelState | None:
     """Return the model that a job made; None when it made none or the model was deleted."""
-    return _state(await pool.fetchval(GET, job_id))
+    return _state(await fetch_row(pool, GET, job_id))
 
 
 async def by_name(pool: Pool, name: str) -> ModelState | None:
     """Return the model that answers under `name`, or None."""
-    return _state(await pool.fetchval(BY_NAME, name))
+    return _state(await fetch_row(pool, BY_NAME, name))
 
 
-def _state(doc: str | None) -> ModelState | None:
-    return None if doc is None else msgspec.json.decode(doc, type=ModelState)
+def _state(found: Record | None) -> ModelState | None:
+    return None if found is None else msgspec.json.decode(found["doc"], type=ModelState)

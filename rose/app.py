@@ -156,7 +156,7 @@ class _Server(uvicorn.Server):
 
 async def _api(given: settings.Settings, stop: anyio.Event) -> None:
     from rose.api.app import create_app
-    from rose.api.services import OpenStreams, Services
+    from rose.api.services import Services
     from rose.blobs import Blobs
     from rose.commands import Commands
     from rose.inference.client import EngineClient
@@ -169,7 +169,6 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
         pool = await _pool(given, stack, max_size=16)
         tailer = await stack.enter_async_context(Tailer(pool))
         engines = await stack.enter_async_context(EngineClient(token=given.inference_token))
-        streams = OpenStreams()
         app = create_app(
             Services(
                 settings=given,
@@ -178,7 +177,6 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
                 blobs=Blobs(given.blobs),
                 commands=Commands(pool),
                 engines=engines,
-                streams=streams,
             )
         )
         config = uvicorn.Config(
@@ -196,7 +194,7 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
             logger.info("the API answers at %s", given.url)
             async with announced(pool, "api", url=given.url):
                 await stop.wait()
-                streams.end_all()
+                tailer.stop()  # ends every event stream at once
                 server.should_exit = True
 
         async with anyio.create_task_group() as tasks:

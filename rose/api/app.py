@@ -1,0 +1,48 @@
+"""Builds the HTTP application from its parts; opens nothing and closes nothing."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from litestar import Litestar
+from litestar.config.cors import CORSConfig
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.types import ASGIApp
+
+from rose.api import chat, files, fine_tuning, health, models
+from rose.api.access import require_key
+from rose.api.errors import EXCEPTION_HANDLERS
+from rose.api.services import Services
+from rose.api.transport import request_envelope
+
+MAX_BODY_BYTES = 16 << 20
+"""Largest JSON body; uploads have a setting of their own."""
+EXPOSED_HEADERS = ["x-request-id", "openai-processing-ms", "openai-version"]
+
+
+def create_app(services: Services) -> ASGIApp:
+    """Return the ASGI application for uvicorn.
+
+    The caller opens and closes what is in `services`. On a stop signal it calls `services.tailer.stop()` first, which
+    ends every event stream at once, and then lets uvicorn stop with a graceful timeout.
+    """
+    origins = list(services.settings.cors_origins)
+    return request_envelope(
+        Litestar(
+            [*health.HANDLERS, *files.HANDLERS, *fine_tuning.HANDLERS, *models.HANDLERS, *chat.HANDLERS],
+            state=State({"services": services}),
+            dependencies={"services": Provide(lambda: services, sync_to_thread=False, use_cache=True)},
+            guards=[require_key],
+            exception_handlers=EXCEPTION_HANDLERS,
+            request_max_body_size=MAX_BODY_BYTES,
+            cors_config=CORSConfig(allow_origins=origins, expose_headers=EXPOSED_HEADERS) if origins else None,
+            openapi_config=OpenAPIConfig(
+                title="ROSE", version=version("rose"), path="/", render_plugins=[JsonRenderPlugin(path="/openapi.json")]
+            ),
+            logging_config=None,
+            debug=False,
+        )
+    )

@@ -1,0 +1,155 @@
+"""Reads request bodies and query parameters by hand, so that every refusal names the field it is about."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn
+
+import msgspec
+
+from rose.api.errors import AnyRequest
+from rose.errors import InvalidRequest
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+MAX_KEY_SHOWN = 80
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of a list: at most `limit` entries behind the entry `after`."""
+
+    limit: int
+    after: str | None
+
+
+async def read_object(request: AnyRequest, *, nul_allowed: bool = False) -> dict[str, Any]:
+    """Return the request's JSON object.
+
+    Raises: InvalidRequest when the body is no JSON object, or a text in it has a lone surrogate (or a NUL, unless
+    `nul_allowed`), which the log cannot hold; the error names the field.
+    """
+    body = await request.body()
+    if not body:
+        raise InvalidRequest("The request body is empty; a JSON object is needed.", code="invalid_json")
+    try:
+        value = json.loads(body, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise InvalidRequest("The request body is nested too deeply.", code="invalid_json") from None
+    except UnicodeDecodeError as error:
+        message = f"The request body is not valid UTF-8 at byte {error.start}."
+        raise InvalidRequest(message, code="invalid_json") from None
+    except json.JSONDecodeError as error:
+        raise InvalidRequest(
+            f"The request body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}.",
+            code="invalid_json",
+        ) from None
+    except ValueError as error:
+        raise InvalidRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest("The request body must be a JSON object.", code="invalid_json")
+    check_text(value, nul_allowed=nul_allowed)
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def check_text(value: Any, path: str = "", *, nul_allowed: bool = False) -> None:
+    """Raises: InvalidRequest naming the field whose key or text has a lone surrogate or a NUL."""
+    pending: list[tuple[str, Any]] = [(path, value)]
+    while pending:
+        where, item = pending.pop()
+        match item:
+            case str():
+                _check(item, where, nul_allowed)
+            case dict():
+                for key, inner in item.items():
+                    shown = key[:MAX_KEY_SHOWN].encode("utf-8", "replace").decode().replace("\0", "?")
+                    name = f"{where}.{shown}" if where else shown
+                    _check(key, name, nul_allowed)
+                    pending.append((name, inner))
+            case list():
+                pending.extend((f"{where}[{index}]", inner) for index, inner in enumerate(item))
+            case _:
+                pass
+
+
+def _check(text: str, where: str, nul_allowed: bool) -> None:
+    what = None
+    if "\0" in text and not nul_allowed:
+        what = "a NUL character"
+    elif _SURROGATE.search(text):
+        what = "half of a surrogate pair, which is no character"
+    if what:
+        raise InvalidRequest(f"{where or 'The text'} contains {what}.", code="invalid_text", param=where or None)
+
+
+def query_page(request: AnyRequest, *, default: int, maximum: int, clamp: bool = False) -> Page:
+    """Return the paging parameters; with `clamp` a larger limit counts as `maximum`.
+
+    Raises: InvalidRequest naming `limit` when it is no number from 0 to `maximum`.
+    """
+    text = request.query_params.get("limit")
+    limit = default
+    if text not in (None, ""):
+        try:
+            limit = int(text)
+        except ValueError:
+            limit = -1
+        if clamp:
+            limit = min(limit, maximum)
+        if not 0 <= limit <= maximum:
+            raise InvalidRequest(
+                f"limit is {text[:40]!r}; it must be a whole number from 0 to {maximum}.",
+                code="invalid_value",
+                param="limit",
+            )
+    return Page(limit=limit, after=request.query_params.get("after") or None)
+
+
+def query_choice(request: AnyRequest, name: str, choices: tuple[str, ...], default: str) -> str:
+    """Return a parameter that takes one of `choices`. Raises: InvalidRequest naming it."""
+    value = request.query_params.get(name) or default
+    if value not in choices:
+        raise InvalidRequest(
+            f"{name} is {value[:40]!r}; it must be {' or '.join(choices)}.", code="invalid_value", param=name
+        )
+    return value
+
+
+def require_text(body: dict[str, Any], name: str, *, maximum: int = 512) -> str:
+    """Return a required, non-empty text. Raises: InvalidRequest naming it."""
+    value = optional_text(body, name, maximum=maximum)
+    if value is None:
+        raise InvalidRequest(f"Missing required parameter: {name}.", code="missing_required_parameter", param=name)
+    return value
+
+
+def optional_text(body: dict[str, Any], name: str, *, maximum: int = 512) -> str | None:
+    """Return a text, or None when it is absent or null. Raises: InvalidRequest naming it."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        wrong_type(name, "a string", value)
+    if not 0 < len(value) <= maximum:
+        raise InvalidRequest(
+            f"{name} must have 1 to {maximum} characters; it has {len(value)}.", code="invalid_value", param=name
+        )
+    return value
+
+
+def optional_object(body: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Return an object, or None when it is absent or null. Raises: InvalidRequest naming it."""
+    value = body.get(name.rpartition(".")[2])
+    if value is not None and not isinstance(value, dict):
+        wrong_type(name, "an object", value)
+    return value
+
+
+def wrong_type(name: str, expected: str, value: Any) -> NoReturn:
+    """Raises: InvalidRequest saying what `name` must be and what it is."""
+    names = {str: "a string", bool: "a boolean", int: "a number", float: "a number", dict: "an object", list: "a list"}
+    given = "null" if value is None else names.get(type(value), type(value).__name__)
+    raise InvalidRequest(f"{name} must be {expected}; it is {given}.", code="invalid_type", param=name)

@@ -1,0 +1,104 @@
+"""`/v1/chat/completions`: finds the weights that a name stands for and passes the request on to an engine.
+
+The engine speaks OpenAI's protocol, so answers pass through as they come; nothing here makes or changes a token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import msgspec
+from litestar import Response
+from litestar.response import Stream
+
+from rose import leases
+from rose.api.body import read_object, require_text
+from rose.api.errors import AnyRequest, error_json
+from rose.api.model_names import Base, Named, find_model
+from rose.api.routes import post
+from rose.api.services import Services
+from rose.domain.job_values import BaseModel
+from rose.errors import InvalidRequest, NotFound, RoseError, Unavailable
+from rose.inference.request import Target, parse_request
+
+logger = logging.getLogger(__name__)
+
+
+@post("/v1/chat/completions")
+async def create_chat_completion(request: AnyRequest, services: Services) -> Response[Any] | Stream:
+    """Answer a conversation, in one piece or as the tokens are made."""
+    body = await read_object(request, nul_allowed=True)
+    model = require_text(body, "model")
+    if "messages" not in body:
+        raise InvalidRequest(
+            "Missing required parameter: messages.", code="missing_required_parameter", param="messages"
+        )
+    named = await find_model(services, model)
+    asking = {**body, "rose": msgspec.to_builtins(_target(named))}
+    parsed = parse_request(msgspec.json.encode(asking))
+    url = await _least_busy_engine(services)
+    if not parsed.stream:
+        return Response(await services.engines.complete(url, asking), status_code=200)
+    stack = contextlib.AsyncExitStack()
+    try:
+        # Entered before the answer starts, so that a refusal is a status and not a broken stream.
+        lines = await stack.enter_async_context(services.engines.stream(url, asking))
+    except BaseException:
+        await stack.aclose()
+        raise
+    return Stream(
+        _passed_on(stack, lines),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+    )
+
+
+@post(["/v1/completions", "/v1/embeddings", "/v1/responses"])
+async def refuse_other_kinds(request: AnyRequest) -> None:
+    """Say clearly that ROSE does not do this yet. Raises: NotFound."""
+    raise NotFound(
+        f"{request.url.path} is not offered by ROSE.",
+        code="unsupported_endpoint",
+        hint="Use /v1/chat/completions.",
+    )
+
+
+async def _passed_on(stack: contextlib.AsyncExitStack, lines: AsyncIterator[str]) -> AsyncGenerator[bytes, None]:
+    """Yield the engine's data lines as frames; leaving early closes its connection, which frees the engine."""
+    async with stack:
+        try:
+            async for line in lines:
+                yield f"data: {line}\n\n".encode()
+        except RoseError as error:
+            logger.warning("a completion broke off: %s", error)
+            yield b"data: " + error_json(error) + b"\n\n"
+
+
+def _target(named: Named) -> Target:
+    if isinstance(named, Base):
+        return Target(model=named.name, base=BaseModel(source=named.source, revision=None, fingerprint=""))
+    return Target(model=named.name, base=named.base, adapter=named.artifact, kind=named.kind)
+
+
+async def _least_busy_engine(services: Services) -> str:
+    """Return the address of the engine with the fewest requests. Raises: Unavailable when there is none."""
+    engines = await leases.workers(services.pool, "inference")
+    busy = {engine.url: _active_requests(engine) for engine in engines if engine.url}
+    if not busy:
+        raise Unavailable(
+            "No inference engine is connected.",
+            code="no_engine",
+            hint="`rose up` starts one; so does `rose serve inference`.",
+        )
+    return min(busy, key=lambda url: busy[url])
+
+
+def _active_requests(engine: leases.Worker) -> int:
+    active = engine.capabilities.get("active_requests", 0)
+    return active if isinstance(active, int) else 0
+
+
+HANDLERS = (create_chat_completion, refuse_other_kinds)

@@ -1,0 +1,215 @@
+"""Reads the body of a job's creation; every refusal names the field, what it is and what it may be."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from projections import files as files_view
+from rose.api.body import optional_object, optional_text, require_text, wrong_type
+from rose.api.model_names import base_request, find_model
+from rose.api.services import Services
+from rose.domain import bases, hyperparameters
+from rose.domain.job_commands import CreateJob
+from rose.domain.job_values import PinnedFile
+from rose.errors import InvalidRequest, NotFound
+from rose.ids import new_id
+
+MAX_SEED = 2_147_483_647
+MAX_METADATA_PAIRS = 16
+MAX_METADATA_KEY = 64
+MAX_METADATA_VALUE = 512
+MAX_INTEGRATIONS = 5
+METHODS = ("supervised", "dpo", "reinforcement")
+SUPPORTED_METHODS = ("supervised",)
+
+
+async def read_create_job(services: Services, body: dict[str, Any]) -> CreateJob:
+    """Return the command that a request asks for; unknown top-level keys are ignored, as OpenAI does.
+
+    Raises: InvalidRequest naming the field.
+    """
+    model = require_text(body, "model")
+    training_id = require_text(body, "training_file")
+    validation_id = optional_text(body, "validation_file")
+    suffix = _suffix(body)
+    seed = _seed(body)
+    method, asked = _method(body)
+    metadata = _metadata(body)
+    integrations = _integrations(body)
+    training = await _file(services, training_id, "training_file")
+    validation = None if validation_id is None else await _file(services, validation_id, "validation_file")
+    if validation is not None and asked.validation_split not in ("auto", 0):
+        raise InvalidRequest(
+            "validation_split and validation_file exclude each other. Remove one.",
+            code="invalid_combination",
+            param="hyperparameters.validation_split",
+        )
+    try:
+        named = await find_model(services, model)
+    except NotFound as error:
+        raise InvalidRequest(error.message, code=error.code, param="model", hint=error.hint) from None
+    return CreateJob(
+        job_id=new_id("ftjob_"),
+        at=int(time.time()),
+        model=model,
+        base=base_request(named),
+        training_file=training,
+        validation_file=validation,
+        suffix=suffix,
+        seed=secrets.randbelow(MAX_SEED + 1) if seed is None else seed,
+        method=method,
+        hyperparameters=asked,
+        model_name="",
+        metadata=metadata,
+        integrations=integrations,
+        code_version=version("rose"),
+    )
+
+
+def _suffix(body: dict[str, Any]) -> str | None:
+    value = body.get("suffix")
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        wrong_type("suffix", "a string", value)
+    return bases.check_suffix(value)
+
+
+def _seed(body: dict[str, Any]) -> int | None:
+    value = body.get("seed")
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        wrong_type("seed", f"a whole number from 0 to {MAX_SEED}", value)
+    if not 0 <= value <= MAX_SEED:
+        raise InvalidRequest(f"seed must be a whole number from 0 to {MAX_SEED}.", code="invalid_value", param="seed")
+    return value
+
+
+def _method(body: dict[str, Any]) -> tuple[str, hyperparameters.HyperparametersRequest]:
+    """Return method and hyperparameters; what `method` says wins over the top-level `hyperparameters`."""
+    top = optional_object(body, "hyperparameters")
+    hyperparameters.parse(top)
+    given = optional_object(body, "method") or {}
+    kind = given.get("type", "supervised")
+    if kind not in METHODS:
+        raise InvalidRequest(
+            f"method.type must be one of {', '.join(METHODS)}.", code="invalid_value", param="method.type"
+        )
+    if kind not in SUPPORTED_METHODS:
+        raise InvalidRequest(
+            f"The method {kind} is not supported; supported: {', '.join(SUPPORTED_METHODS)}.",
+            code="unsupported_method",
+            param="method.type",
+        )
+    inner = optional_object(given, f"method.{kind}") or {}
+    special = optional_object(inner, f"method.{kind}.hyperparameters")
+    path = f"method.{kind}.hyperparameters"
+    hyperparameters.parse(special, path=path)
+    merged = {**(top or {}), **(special or {})}
+    return kind, hyperparameters.parse(merged, path=path if special else "hyperparameters")
+
+
+def _metadata(body: dict[str, Any]) -> dict[str, str] | None:
+    given = optional_object(body, "metadata")
+    if given is None:
+        return None
+    if len(given) > MAX_METADATA_PAIRS:
+        raise InvalidRequest(
+            f"metadata has {len(given)} pairs; at most {MAX_METADATA_PAIRS} are allowed.",
+            code="invalid_value",
+            param="metadata",
+        )
+    for key, value in given.items():
+        if not 0 < len(key) <= MAX_METADATA_KEY:
+            raise InvalidRequest(
+                f"Keys of metadata have 1 to {MAX_METADATA_KEY} characters; {key[:80]!r} has {len(key)}.",
+                code="invalid_value",
+                param="metadata",
+            )
+        if not isinstance(value, str):
+            wrong_type(f"metadata.{key}", "a string", value)
+        if len(value) > MAX_METADATA_VALUE:
+            raise InvalidRequest(
+                f"metadata.{key} has {len(value)} characters; at most {MAX_METADATA_VALUE} are allowed.",
+                code="invalid_value",
+                param=f"metadata.{key}",
+            )
+    return given
+
+
+def _integrations(body: dict[str, Any]) -> tuple[dict[str, Any], ...] | None:
+    given = body.get("integrations")
+    if given is None:
+        return None
+    if not isinstance(given, list):
+        wrong_type("integrations", "a list", given)
+    if len(given) > MAX_INTEGRATIONS:
+        raise InvalidRequest(
+            f"integrations has {len(given)} entries; at most {MAX_INTEGRATIONS} are allowed.",
+            code="invalid_value",
+            param="integrations",
+        )
+    return tuple(_integration(one, f"integrations[{index}]") for index, one in enumerate(given))
+
+
+def _integration(given: Any, path: str) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        wrong_type(path, "an object", given)
+    if given.get("type") != "wandb":
+        raise InvalidRequest(f"{path}.type must be wandb.", code="invalid_value", param=f"{path}.type")
+    wandb = given.get("wandb")
+    if not isinstance(wandb, Mapping):
+        wrong_type(f"{path}.wandb", "an object", wandb)
+    for name in ("project", "name", "entity"):
+        value = wandb.get(name)
+        if value is None and name != "project":
+            continue
+        if not isinstance(value, str):
+            wrong_type(f"{path}.wandb.{name}", "a string", value)
+        if not 0 < len(value) <= MAX_METADATA_VALUE:
+            raise InvalidRequest(
+                f"{path}.wandb.{name} must have 1 to {MAX_METADATA_VALUE} characters.",
+                code="invalid_value",
+                param=f"{path}.wandb.{name}",
+            )
+    tags = wandb.get("tags") or []
+    well_formed = isinstance(tags, list) and all(isinstance(tag, str) and len(tag) <= 64 for tag in tags)
+    if not well_formed or len(tags) > 50:
+        raise InvalidRequest(
+            f"{path}.wandb.tags must be at most 50 strings of at most 64 characters.",
+            code="invalid_value",
+            param=f"{path}.wandb.tags",
+        )
+    return {
+        "type": "wandb",
+        "wandb": {
+            "project": wandb["project"],
+            "name": wandb.get("name"),
+            "entity": wandb.get("entity"),
+            "tags": tags,
+        },
+    }
+
+
+async def _file(services: Services, file_id: str, param: str) -> PinnedFile:
+    state = await files_view.get(services.pool, file_id, now=int(time.time()))
+    if state is None or state.artifact is None:
+        raise InvalidRequest(
+            f"invalid {param}: {file_id} does not exist.",
+            code="file_not_found",
+            param=param,
+            hint="`rose files list` shows the files; `rose upload FILE` adds one.",
+        )
+    if state.purpose != "fine-tune":
+        raise InvalidRequest(
+            f"invalid {param}: {file_id} has the purpose {state.purpose}; fine-tune is needed.",
+            code="invalid_file_purpose",
+            param=param,
+            hint="Upload it again with purpose fine-tune.",
+        )
+    return PinnedFile(id=state.id, filename=state.filename, artifact=state.artifact)

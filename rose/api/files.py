@@ -1,0 +1,268 @@
+"""`/v1/files`: upload straight into the blob folder, list, read, delete."""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from collections.abc import AsyncIterator
+from typing import Any, cast
+from urllib.parse import quote
+
+import anyio
+import anyio.to_thread
+import msgspec
+from litestar import Response
+from litestar.response import Stream
+
+from projections import files as files_view
+from rose.api import wire
+from rose.api.asking import asked, stored_answer
+from rose.api.body import check_text, query_choice, query_page
+from rose.api.errors import AnyRequest
+from rose.api.multipart import Upload, read_upload
+from rose.api.routes import delete, get, post
+from rose.api.services import Services
+from rose.blobs import TemporaryBlob
+from rose.domain.files import AddFile, FileState
+from rose.errors import InvalidRequest, NoSpace, NotFound, TooLarge
+from rose.ids import new_id
+
+PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+MAX_FILENAME_CHARACTERS = 255
+MAX_LISTED = 10_000
+SHORTEST_LIFE_SECONDS = 3600
+LONGEST_LIFE_SECONDS = 2_592_000
+FORM_OVERHEAD_BYTES = 1 << 20
+READ_BYTES = 1 << 18
+DRAIN_SECONDS = 20.0
+"""How long the rest of a refused upload is read and thrown away, so that the client gets to see the refusal."""
+
+
+@post("/v1/files", request_max_body_size=None)
+async def create_file(request: AnyRequest, services: Services) -> Response[Any]:
+    """Store an upload. What is cut off or refused leaves nothing behind."""
+    settings = services.settings
+    free = await anyio.to_thread.run_sync(services.blobs.free_bytes)
+    announced = request.content_length or 0
+    if announced > settings.max_upload_bytes + FORM_OVERHEAD_BYTES:
+        raise TooLarge(
+            f"The upload has {announced} bytes; a file may have {settings.max_upload_bytes}.",
+            param="file",
+            hint="The server's setting max_upload_bytes allows more.",
+        )
+    if free - announced < settings.min_free_bytes:
+        raise NoSpace(
+            f"Only {free >> 20} MB are free for an upload of {announced >> 20} MB.",
+            hint="Delete files or models that are no longer needed.",
+        )
+    blob = await anyio.to_thread.run_sync(services.blobs.open_temporary, "upload")
+    try:
+        filename, purpose, lifetime = await _receive(request, settings.max_upload_bytes, blob)
+        return await _store(request, services, blob, filename, purpose, lifetime)
+    finally:
+        blob.discard()
+
+
+async def _receive(request: AnyRequest, max_bytes: int, blob: TemporaryBlob) -> tuple[str, str, int | None]:
+    """Read the upload into `blob` and return file name, purpose and lifetime in seconds."""
+    chunks = request.stream()
+    content_type = request.headers.get("content-type", "")
+    try:
+        upload = await read_upload(chunks, content_type, blob.write, file_field="file", max_bytes=max_bytes)
+        return _check(upload)
+    except (InvalidRequest, TooLarge):
+        await _drain(chunks)
+        raise
+
+
+async def _store(
+    request: AnyRequest, services: Services, blob: TemporaryBlob, filename: str, purpose: str, lifetime: int | None
+) -> Response[Any]:
+    file_id = new_id("file_")
+    path = f"files/{file_id}"
+    # The rename and the event belong together: a client that leaves now must not leave a blob without its event.
+    with anyio.CancelScope(shield=True):
+        artifact = await anyio.to_thread.run_sync(blob.commit, path)
+        content = msgspec.json.encode([filename, purpose, lifetime, artifact.sha256])
+        now = int(time.time())
+        command = AddFile(
+            file_id=file_id,
+            at=now,
+            filename=filename,
+            purpose=purpose,
+            artifact=artifact,
+            expires_at=None if lifetime is None else now + lifetime,
+        )
+        try:
+            asking, answered = await asked(request, services, content)
+            if answered is None:
+                outcome = await services.commands.add_file(command, asking, respond=_encoded)
+                if not outcome.replayed:
+                    return Response(wire.file(outcome.state), status_code=200)
+                answered = outcome.response or _encoded(outcome.state)
+        except InvalidRequest:
+            await anyio.to_thread.run_sync(services.blobs.delete, path)
+            raise
+        # Only here and above is it certain that no event names the blob; after an unknown outcome the sweeper decides.
+        await anyio.to_thread.run_sync(services.blobs.delete, path)
+        return stored_answer(answered)
+
+
+@get("/v1/files")
+async def list_files(request: AnyRequest, services: Services) -> wire.Listing[wire.File]:
+    """List the files that can be used, newest first unless `order=asc`."""
+    page = query_page(request, default=MAX_LISTED, maximum=MAX_LISTED)
+    order = query_choice(request, "order", ("asc", "desc"), "desc")
+    purpose = request.query_params.get("purpose") or None
+    check_text({"after": page.after, "purpose": purpose})
+    found = await files_view.page(
+        services.pool,
+        limit=page.limit,
+        now=int(time.time()),
+        after=page.after,
+        purpose=purpose,
+        order=cast(files_view.Order, order),
+    )
+    data = [wire.file(state) for state in found.entries]
+    return wire.Listing(
+        data=data,
+        first_id=data[0].id if data else "",
+        last_id=data[-1].id if data else "",
+        has_more=found.has_more and page.limit > 0,
+    )
+
+
+@get("/v1/files/{file_id:str}")
+async def get_file(services: Services, file_id: str) -> wire.File:
+    """Describe one file."""
+    return wire.file(await _usable(services, file_id))
+
+
+@delete("/v1/files/{file_id:str}")
+async def delete_file(request: AnyRequest, services: Services, file_id: str) -> Response[Any]:
+    """End a file's use for new requests; unfinished jobs that name it keep its content."""
+    asking, answered = await asked(request, services, b"")
+    if answered is not None:
+        return stored_answer(answered)
+    await _usable(services, file_id)
+    gone = wire.Deleted(id=file_id, object="file")
+    await services.commands.delete_file(file_id, int(time.time()), asking, respond=lambda _: msgspec.json.encode(gone))
+    return Response(gone, status_code=200)
+
+
+@get("/v1/files/{file_id:str}/content")
+async def get_file_content(services: Services, file_id: str) -> Stream:
+    """Send the bytes of a file."""
+    state = await _usable(services, file_id)
+    assert state.artifact is not None
+    path = anyio.Path(services.blobs.path(state.artifact.path))
+    if not await path.is_file():
+        raise NotFound(f"The content of {file_id} is missing from the blob folder.", code="content_missing", param="id")
+    return Stream(
+        read_blob(path),
+        media_type="application/octet-stream",
+        headers={
+            "content-length": str(state.artifact.bytes),
+            "content-disposition": attachment(state.filename),
+        },
+    )
+
+
+async def read_blob(path: anyio.Path) -> AsyncIterator[bytes]:
+    """Yield a file in pieces; it stays readable when it is deleted meanwhile."""
+    async with await path.open("rb") as file:
+        while piece := await file.read(READ_BYTES):
+            yield piece
+
+
+def attachment(filename: str) -> str:
+    """Return a content-disposition that carries any file name, by RFC 6266."""
+    plain = unicodedata.normalize("NFKD", filename).encode("ascii", "ignore").decode()
+    plain = "".join(c if c.isprintable() and c not in '"\\' else "_" for c in plain) or "file"
+    extended = "" if plain == filename else f"; filename*=UTF-8''{quote(filename, safe='')}"
+    return f'attachment; filename="{plain}"{extended}'
+
+
+async def _usable(services: Services, file_id: str) -> FileState:
+    check_text({"id": file_id})
+    state = await files_view.get(services.pool, file_id, now=int(time.time()))
+    if state is None:
+        error = NotFound(f"No such File object: {file_id}", param="id")
+        error.code = None
+        raise error
+    return state
+
+
+def _encoded(state: FileState) -> bytes:
+    return msgspec.json.encode(wire.file(state))
+
+
+async def _drain(chunks: AsyncIterator[bytes]) -> None:
+    with anyio.move_on_after(DRAIN_SECONDS):
+        async for _ in chunks:
+            pass
+
+
+def _check(upload: Upload) -> tuple[str, str, int | None]:
+    """Return file name, purpose and lifetime in seconds. Raises: InvalidRequest naming the field."""
+    check_text(upload.fields)
+    purpose = upload.fields.get("purpose", "")
+    if not purpose:
+        raise InvalidRequest(
+            f"Missing required parameter: purpose (one of {', '.join(PURPOSES)}).",
+            code="missing_required_parameter",
+            param="purpose",
+        )
+    if purpose not in PURPOSES:
+        raise InvalidRequest(
+            f"purpose is {purpose[:80]!r}; it must be one of {', '.join(PURPOSES)}.",
+            code="invalid_value",
+            param="purpose",
+        )
+    if upload.filename is None:
+        raise InvalidRequest("Missing required parameter: file.", code="missing_required_parameter", param="file")
+    filename = _clean_filename(upload.filename)
+    if upload.bytes == 0:
+        raise InvalidRequest(f"The file {filename!r} is empty.", code="empty_file", param="file")
+    if purpose == "fine-tune" and not filename.lower().endswith(".jsonl"):
+        raise InvalidRequest(
+            f"Invalid file format for Fine-Tuning API. Must be .jsonl; this file is named {filename!r}.",
+            code="invalid_file_format",
+            param="file",
+        )
+    return filename, purpose, _lifetime(upload.fields)
+
+
+def _clean_filename(given: str) -> str:
+    """Return the last part of a file name. Raises: InvalidRequest when nothing usable is left."""
+    check_text({"file.filename": given})
+    name = given.replace("\\", "/").rpartition("/")[2].strip()
+    if not name or name in (".", "..") or len(name) > MAX_FILENAME_CHARACTERS or not name.isprintable():
+        raise InvalidRequest(
+            f"The file needs a name of 1 to {MAX_FILENAME_CHARACTERS} printable characters.",
+            code="invalid_value",
+            param="file",
+        )
+    return name
+
+
+def _lifetime(fields: dict[str, str]) -> int | None:
+    anchor = fields.get("expires_after[anchor]")
+    seconds = fields.get("expires_after[seconds]")
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise InvalidRequest(
+            "expires_after[anchor] must be created_at.", code="invalid_value", param="expires_after[anchor]"
+        )
+    usable = seconds is not None and seconds.isascii() and seconds.isdigit() and len(seconds) < 10
+    if not usable or not SHORTEST_LIFE_SECONDS <= int(seconds or 0) <= LONGEST_LIFE_SECONDS:
+        raise InvalidRequest(
+            f"expires_after[seconds] must be a whole number from {SHORTEST_LIFE_SECONDS} to {LONGEST_LIFE_SECONDS}.",
+            code="invalid_value",
+            param="expires_after[seconds]",
+        )
+    return int(seconds or 0)
+
+
+HANDLERS = (create_file, list_files, get_file, delete_file, get_file_content)

@@ -1,0 +1,219 @@
+"""`/v1/fine_tuning/jobs`: create, list, read, cancel, pause, resume, events, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import anyio.to_thread
+import msgspec
+from litestar import Response
+from litestar.response import Stream
+
+from projections import job_events as job_events_view
+from projections import jobs as jobs_view
+from rose.api import wire
+from rose.api.asking import asked, stored_answer
+from rose.api.body import check_text, query_page, read_object
+from rose.api.create_job import read_create_job
+from rose.api.errors import AnyRequest
+from rose.api.event_stream import Cursor, frames, is_complete
+from rose.api.routes import get, post
+from rose.api.services import Services
+from rose.api.waiting import waiting_for
+from rose.domain.job_commands import CancelJob, PauseJob, ResumeJob
+from rose.domain.jobs import JobState
+from rose.domain.messages import parse_event_id
+from rose.errors import InvalidRequest, NoSpace, NotFound
+
+MAX_JOBS_LISTED = 100
+MAX_EVENTS_LISTED = 1000
+MAX_CHECKPOINTS_LISTED = 100
+
+
+@post("/v1/fine_tuning/jobs")
+async def create_job(request: AnyRequest, services: Services) -> Response[Any]:
+    """Create a job; it is validated and trained by whichever trainer claims it."""
+    body = await read_object(request)
+    asking, answered = await asked(request, services, await request.body())
+    if answered is not None:
+        return stored_answer(answered)
+    command = await read_create_job(services, body)
+    await _require_space(services)
+    outcome = await services.commands.create_job(command, asking, respond=_encoded)
+    if outcome.replayed and outcome.response is not None:
+        return stored_answer(outcome.response)
+    return await _answer(services, outcome.state)
+
+
+@get("/v1/fine_tuning/jobs")
+async def list_jobs(request: AnyRequest, services: Services) -> wire.Listing[wire.Job]:
+    """List jobs, newest first; `metadata[key]=value` selects, `metadata=null` selects those without metadata."""
+    page = query_page(request, default=20, maximum=MAX_JOBS_LISTED, clamp=True)
+    wanted = {
+        name[len("metadata[") : -1]: value
+        for name, value in request.query_params.items()
+        if name.startswith("metadata[") and name.endswith("]")
+    }
+    check_text({"after": page.after, "metadata": wanted})
+    found = await jobs_view.newest_first(
+        services.pool,
+        limit=page.limit,
+        after=page.after,
+        metadata=wanted or None,
+        without_metadata=request.query_params.get("metadata") == "null",
+    )
+    data = [await _described(services, state) for state in found.entries]
+    return wire.Listing(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=found.has_more and page.limit > 0,
+    )
+
+
+@get("/v1/fine_tuning/jobs/{job_id:str}")
+async def get_job(services: Services, job_id: str) -> wire.Job:
+    """Describe one job."""
+    return await _described(services, await _existing(services, job_id))
+
+
+@post("/v1/fine_tuning/jobs/{job_id:str}/cancel")
+async def cancel_job(request: AnyRequest, services: Services, job_id: str) -> Response[Any]:
+    """End a job, at once from every state that is not final."""
+    return await _change(request, services, job_id, CancelJob(at=int(time.time())))
+
+
+@post("/v1/fine_tuning/jobs/{job_id:str}/pause")
+async def pause_job(request: AnyRequest, services: Services, job_id: str) -> Response[Any]:
+    """Hold a queued or running job; a running one makes a recovery point first."""
+    return await _change(request, services, job_id, PauseJob(at=int(time.time())))
+
+
+@post("/v1/fine_tuning/jobs/{job_id:str}/resume")
+async def resume_job(request: AnyRequest, services: Services, job_id: str) -> Response[Any]:
+    """Queue a paused job again; it goes on from its newest recovery point."""
+    return await _change(request, services, job_id, ResumeJob(at=int(time.time())))
+
+
+@get("/v1/fine_tuning/jobs/{job_id:str}/events")
+async def list_events(request: AnyRequest, services: Services, job_id: str) -> Response[Any] | Stream:
+    """List a job's events, newest first, or stream them with `?stream=true` or `Accept: text/event-stream`."""
+    state = await _existing(services, job_id)
+    if _wants_stream(request):
+        return await _stream_events(request, services, state)
+    page = query_page(request, default=20, maximum=MAX_EVENTS_LISTED, clamp=True)
+    try:
+        after = parse_event_id(page.after) if page.after else None
+    except InvalidRequest:
+        return Response(wire.empty_listing(), status_code=200)
+    found = await job_events_view.newest_first(services.pool, job_id, limit=page.limit, after=after)
+    data = [wire.job_event(one.message, int(one.recorded_at.timestamp())) for one in found.entries]
+    listing = wire.Listing(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=found.has_more and page.limit > 0,
+    )
+    return Response(listing, status_code=200)
+
+
+@get("/v1/fine_tuning/jobs/{job_id:str}/checkpoints")
+async def list_checkpoints(request: AnyRequest, services: Services, job_id: str) -> wire.Listing[wire.JobCheckpoint]:
+    """List a job's checkpoints, newest first."""
+    state = await _existing(services, job_id)
+    page = query_page(request, default=10, maximum=MAX_CHECKPOINTS_LISTED, clamp=True)
+    newest_first = [wire.checkpoint(job_id, made) for made in reversed(state.checkpoints)]
+    if page.after is not None:
+        ids = [made.id for made in newest_first]
+        newest_first = newest_first[ids.index(page.after) + 1 :] if page.after in ids else []
+    data = newest_first[: page.limit]
+    return wire.Listing(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=len(newest_first) > page.limit > 0,
+    )
+
+
+async def _change(
+    request: AnyRequest, services: Services, job_id: str, command: CancelJob | PauseJob | ResumeJob
+) -> Response[Any]:
+    asking, answered = await asked(request, services, b"")
+    if answered is not None:
+        return stored_answer(answered)
+    await _existing(services, job_id)
+    outcome = await services.commands.job(job_id, command, asking, respond=_encoded)
+    if outcome.replayed and outcome.response is not None:
+        return stored_answer(outcome.response)
+    return await _answer(services, outcome.state)
+
+
+async def _stream_events(request: AnyRequest, services: Services, state: JobState) -> Response[Any] | Stream:
+    cursor = _cursor(request)
+    if await is_complete(services, state, cursor):
+        return Response(None, status_code=204)
+    return Stream(
+        frames(services, state.id, cursor),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+    )
+
+
+def _wants_stream(request: AnyRequest) -> bool:
+    asked_for = request.query_params.get("stream", "").lower() in ("true", "1")
+    return asked_for or "text/event-stream" in request.headers.get("accept", "")
+
+
+def _cursor(request: AnyRequest) -> Cursor | None:
+    """Return where to go on. `Last-Event-ID` wins: a browser sends it on reconnect to an address with `after`."""
+    last = request.headers.get("last-event-id")
+    given = last or request.query_params.get("after")
+    if not given:
+        return None
+    try:
+        return parse_event_id(given)
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, code=error.code, param="Last-Event-ID" if last else "after") from None
+
+
+async def _existing(services: Services, job_id: str) -> JobState:
+    check_text({"fine_tune_id": job_id})
+    state = await jobs_view.get(services.pool, job_id)
+    if state is None:
+        raise NotFound(f"Could not find fine tune: {job_id}", code="fine_tune_not_found", param="fine_tune_id")
+    return state
+
+
+async def _described(services: Services, state: JobState) -> wire.Job:
+    return wire.job(state, now=time.time(), waiting_for=await waiting_for(services, state))
+
+
+async def _answer(services: Services, state: JobState) -> Response[Any]:
+    return Response(await _described(services, state), status_code=200)
+
+
+def _encoded(state: JobState) -> bytes:
+    """Return the answer that is stored with the command, for repetitions of the request."""
+    return msgspec.json.encode(wire.job(state, now=time.time()))
+
+
+async def _require_space(services: Services) -> None:
+    free = await anyio.to_thread.run_sync(services.blobs.free_bytes)
+    if free < services.settings.min_free_bytes:
+        raise NoSpace(
+            f"Only {free >> 20} MB of disk are free; a job needs {services.settings.min_free_bytes >> 20} MB.",
+            hint="Delete files or models that are no longer needed.",
+        )
+
+
+HANDLERS = (
+    create_job,
+    list_jobs,
+    get_job,
+    cancel_job,
+    pause_job,
+    resume_job,
+    list_events,
+    list_checkpoints,
+)

@@ -1,0 +1,109 @@
+"""`/`, `/health` and `/ready`: what this is, whether it lives, whether it can work."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import anyio
+import msgspec
+from litestar import Response
+
+from projections.positions import list_projections
+from rose import leases
+from rose.api.access import PUBLIC
+from rose.api.routes import get
+from rose.api.services import Services
+from rose.errors import RoseError
+from rose.log import migrate
+
+CHECK_SECONDS = 3.0
+RELAY = "relay"
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What answers here."""
+
+    name: str
+    version: str
+    about: str
+    base_url: str
+    """What SDKs take as `base_url` or OPENAI_BASE_URL."""
+    openapi: str
+    documentation: str
+    try_this: str
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """The process answers."""
+
+    status: str
+
+
+class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether requests can be served, and what is missing."""
+
+    status: str
+    """ready, degraded (all but the announcement of events works), or not_ready."""
+    postgres: str
+    migrations: str
+    nats: str
+    """connected, away or unknown, as the relay sees it."""
+    projections: dict[str, str]
+    """Each view that is read from the log: running, building or stopped."""
+    trainers: int
+    engines: int
+
+
+@get("/", opt={PUBLIC: True})
+async def welcome(services: Services) -> Welcome:
+    """Say what this is."""
+    url = services.settings.url
+    return Welcome(
+        name="ROSE",
+        version=version("rose"),
+        about="The fine-tuning API on your own hardware: upload a JSONL, create a job, watch it train, chat with it.",
+        base_url=f"{url}/v1",
+        openapi=f"{url}/openapi.json",
+        documentation="README.md and docs/ of the source tree",
+        try_this="rose quickstart",
+    )
+
+
+@get("/health", opt={PUBLIC: True})
+async def health() -> Health:
+    """Say that the process answers."""
+    return Health(status="ok")
+
+
+@get("/ready", opt={PUBLIC: True})
+async def ready(services: Services) -> Response[Readiness]:
+    """Say whether requests can be served: 200, also when degraded, else 503."""
+    postgres, migrations, nats = "away", "unknown", "unknown"
+    views: dict[str, str] = {}
+    kinds: list[str] = []
+    with anyio.move_on_after(CHECK_SECONDS):
+        try:
+            pending = [one.name for one in await migrate.status(services.pool) if one.state != "applied"]
+            postgres = "connected"
+            migrations = f"not applied: {', '.join(pending)}" if pending else "applied"
+            views = {one.name: one.status for one in await list_projections(services.pool)}
+            kinds = [worker.kind for worker in await leases.workers(services.pool)]
+        except RoseError:
+            postgres = "away"
+    relay = views.pop(RELAY, None) if "projections" in kinds else None
+    nats = {None: "unknown", "running": "connected"}.get(relay, "away")
+    can_work = postgres == "connected" and migrations == "applied"
+    whole = nats == "connected" and "stopped" not in views.values()
+    report = Readiness(
+        status=("ready" if whole else "degraded") if can_work else "not_ready",
+        postgres=postgres,
+        migrations=migrations,
+        nats=nats,
+        projections=views,
+        trainers=kinds.count("trainer"),
+        engines=kinds.count("inference"),
+    )
+    return Response(report, status_code=200 if can_work else 503)
+
+
+HANDLERS = (welcome, health, ready)

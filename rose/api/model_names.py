@@ -1,0 +1,136 @@
+"""What a model name in a request stands for: a fine-tuned model, one of its checkpoints, or a base."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Any, Literal, cast
+
+import msgspec
+
+from projections import jobs as jobs_view
+from projections import models as models_view
+from rose.api.services import Services
+from rose.domain import bases
+from rose.domain.artifacts import Artifact
+from rose.domain.job_values import BaseModel, BaseRequest, ParentModel
+from rose.domain.jobs import JobState
+from rose.errors import NotFound
+
+MAX_NAMES_SHOWN = 8
+
+
+class Tuned(msgspec.Struct, frozen=True, kw_only=True):
+    """A fine-tuned model, or the checkpoint of one."""
+
+    name: str
+    kind: Literal["adapter", "full"]
+    artifact: Artifact
+    base: BaseModel
+    created_at: int
+    step: int
+    job_id: str
+    lora: dict[str, Any] | None
+    """The adapter's LoraSettings as JSON."""
+
+
+class Base(msgspec.Struct, frozen=True, kw_only=True):
+    """A base model, by alias, hub id, folder or built-in name."""
+
+    name: str
+    source: str
+
+
+Named = Tuned | Base
+
+
+async def find_model(services: Services, name: str) -> Named:
+    """Return what `name` stands for. Raises: NotFound saying which names there are."""
+    tuned = await find_tuned(services, name)
+    if tuned is not None:
+        return tuned
+    source = bases.resolve_alias(name, services.settings.model_aliases)
+    if not _is_source(source, through_alias=source != name):
+        raise await _unknown(services, name)
+    return Base(name=name, source=source)
+
+
+async def find_tuned(services: Services, name: str) -> Tuned | None:
+    """Return the fine-tuned model or checkpoint called `name`, or None. Raises: NotFound when it is not made yet."""
+    model = await models_view.by_name(services.pool, name)
+    if model is not None and model.artifact is not None and model.base is not None:
+        return Tuned(
+            name=model.name,
+            kind=cast(Literal["adapter", "full"], model.kind),
+            artifact=model.artifact,
+            base=model.base,
+            created_at=model.created_at,
+            step=model.step,
+            job_id=model.job_id,
+            lora=msgspec.to_builtins(model.lora) if model.lora else None,
+        )
+    stem, step = bases.split_checkpoint(name)
+    job = await jobs_view.by_model_name(services.pool, stem)
+    if job is None:
+        return None
+    if step is None:
+        if job.is_terminal:
+            return None
+        raise _missing(name, f"The job {job.id} that makes it is {job.status}; it answers once the job has succeeded.")
+    if job.status == "succeeded" and await models_view.of_job(services.pool, job.id) is None:
+        return None
+    return _checkpoint(job, name, step)
+
+
+def base_request(named: Named) -> BaseRequest:
+    """Return what a new job on `named` starts from."""
+    if isinstance(named, Base):
+        return BaseRequest(source=named.source)
+    parent = ParentModel(name=named.name, kind=named.kind, artifact=named.artifact, lora=named.lora)
+    return BaseRequest(source=named.base.source, parent=parent, pinned=named.base)
+
+
+def known_bases(services: Services) -> dict[str, str]:
+    """Return the base models that have a name here: name -> source."""
+    names = {name: name for name in bases.BUILT_IN}
+    for alias in services.settings.model_aliases:
+        names[alias] = bases.resolve_alias(alias, services.settings.model_aliases)
+    return names
+
+
+def _checkpoint(job: JobState, name: str, step: int) -> Tuned:
+    for checkpoint in job.checkpoints:
+        if checkpoint.step == step and job.base is not None and job.hyperparameters is not None:
+            lora = job.hyperparameters.lora_config
+            return Tuned(
+                name=name,
+                kind="adapter" if job.hyperparameters.use_lora else "full",
+                artifact=checkpoint.artifact,
+                base=job.base,
+                created_at=checkpoint.created_at,
+                step=step,
+                job_id=job.id,
+                lora=msgspec.to_builtins(lora) if lora else None,
+            )
+    steps = ", ".join(str(checkpoint.step) for checkpoint in job.checkpoints) or "none yet"
+    raise _missing(name, f"Steps of {job.id} with a checkpoint: {steps}.")
+
+
+def _is_source(source: str, *, through_alias: bool) -> bool:
+    """Say whether a base can be looked for there. A request may name a folder only by its full, plain path."""
+    kind = bases.source_kind(source)
+    if kind == "folder" and not through_alias:
+        return source.startswith("/") and str(PurePosixPath(source)) == source and ".." not in source.split("/")
+    return kind is not None
+
+
+def _missing(name: str, hint: str) -> NotFound:
+    return NotFound(f"The model '{name}' does not exist.", code="model_not_found", param="model", hint=hint)
+
+
+async def _unknown(services: Services, name: str) -> NotFound:
+    tuned = [model.name for model in await models_view.newest_first(services.pool)]
+    names = [*known_bases(services), *tuned]
+    shown = ", ".join(names[:MAX_NAMES_SHOWN]) + (", …" if len(names) > MAX_NAMES_SHOWN else "")
+    return _missing(
+        name, f"Known are {shown}; a hub id `org/name` or the full path of a folder on the server works, too."
+    )

@@ -1,0 +1,158 @@
+"""`/v1/models`: bases that have a name here, fine-tuned models, their checkpoints and their files as an archive."""
+
+from __future__ import annotations
+
+import tarfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+from litestar import Response
+from litestar.response import Stream
+
+from projections import models as models_view
+from rose.api import wire
+from rose.api.asking import asked, stored_answer
+from rose.api.body import check_text
+from rose.api.errors import AnyRequest
+from rose.api.files import attachment, read_blob
+from rose.api.model_names import Tuned, find_tuned, known_bases
+from rose.api.routes import delete, get
+from rose.api.services import Services
+from rose.errors import InvalidRequest, NotFound
+
+TAR_BLOCK = 512
+TAR_END = bytes(2 * TAR_BLOCK)
+
+
+class ModelListing(msgspec.Struct, frozen=True, kw_only=True):
+    """All models; this list has no pages."""
+
+    object: str = "list"
+    data: list[wire.Model]
+
+
+@get("/v1/models")
+async def list_models(services: Services) -> ModelListing:
+    """List fine-tuned models, newest first, then the bases that have a name here."""
+    tuned = [
+        wire.fine_tuned_model(state, _folder(services, state.artifact.path if state.artifact else ""))
+        for state in await models_view.newest_first(services.pool)
+    ]
+    bases = [wire.base_model(name, source) for name, source in known_bases(services).items()]
+    return ModelListing(data=[*tuned, *bases])
+
+
+@get("/v1/models/{model:path}")
+async def get_model(services: Services, model: str) -> wire.Model:
+    """Describe a model, a checkpoint or a base."""
+    name = _name(model)
+    tuned = await find_tuned(services, name)
+    if tuned is not None:
+        return _tuned(services, tuned)
+    known = known_bases(services)
+    if name in known or name in known.values():
+        return wire.base_model(name, known.get(name, name))
+    raise _missing(name)
+
+
+@delete("/v1/models/{model:path}")
+async def delete_model(request: AnyRequest, services: Services, model: str) -> Response[Any]:
+    """End a fine-tuned model's use for new requests; its checkpoints go with it."""
+    name = _name(model)
+    asking, answered = await asked(request, services, b"")
+    if answered is not None:
+        return stored_answer(answered)
+    found = await models_view.by_name(services.pool, name)
+    if found is None:
+        raise await _undeletable(services, name)
+    gone = msgspec.json.encode(wire.Deleted(id=name, object="model"))
+    await services.commands.delete_model(found.job_id, int(time.time()), asking, respond=lambda _: gone)
+    return Response(gone, status_code=200, media_type="application/json")
+
+
+@get("/v1/adapters/{model:path}")
+async def download_model(services: Services, model: str) -> Stream:
+    """Send the files of a fine-tuned model or checkpoint (PEFT's format, or a whole model) as a tar archive."""
+    name = _name(model)
+    tuned = await find_tuned(services, name)
+    if tuned is None:
+        raise _missing(name)
+    folder = services.blobs.path(tuned.artifact.path)
+    files = await anyio.to_thread.run_sync(_files, folder)
+    if not files:
+        raise NotFound(f"The files of {name} are missing from {folder}.", code="content_missing", param="model")
+    archive = name.replace(":", "-").replace("/", "-")
+    return Stream(
+        _tar(folder, files, archive, tuned.created_at),
+        media_type="application/x-tar",
+        headers={"content-disposition": attachment(f"{archive}.tar")},
+    )
+
+
+async def _tar(folder: Path, files: list[Path], top: str, created_at: int) -> AsyncIterator[bytes]:
+    """Yield a tar archive of `files` with one folder `top` in it; memory is bounded by one piece."""
+    for file in files:
+        entry = tarfile.TarInfo(f"{top}/{file.relative_to(folder).as_posix()}")
+        entry.size = (await anyio.Path(file).stat()).st_size
+        entry.mtime = created_at
+        yield entry.tobuf(tarfile.PAX_FORMAT)
+        async for piece in read_blob(anyio.Path(file)):
+            yield piece
+        yield bytes(-entry.size % TAR_BLOCK)
+    yield TAR_END
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _tuned(services: Services, tuned: Tuned) -> wire.Model:
+    return wire.Model(
+        id=tuned.name,
+        object="model",
+        created=tuned.created_at,
+        owned_by=wire.ORGANIZATION,
+        kind=tuned.kind,
+        source=tuned.base.source,
+        job_id=tuned.job_id,
+        base_model=tuned.base,
+        step=tuned.step,
+        artifact=tuned.artifact,
+        folder=_folder(services, tuned.artifact.path),
+    )
+
+
+def _folder(services: Services, path: str) -> str:
+    return str(services.blobs.path(path))
+
+
+def _name(parameter: str) -> str:
+    """Return the model's name; a path parameter starts with a slash of its own."""
+    name = parameter.removeprefix("/")
+    check_text({"model": name})
+    return name
+
+
+def _missing(name: str) -> NotFound:
+    return NotFound(f"The model '{name}' does not exist", code="model_not_found", param="model")
+
+
+async def _undeletable(services: Services, name: str) -> InvalidRequest | NotFound:
+    known = known_bases(services)
+    if name in known or name in known.values():
+        return InvalidRequest(
+            f"{name} is a base model; only fine-tuned models can be deleted.", code="base_model", param="model"
+        )
+    if await find_tuned(services, name) is not None:
+        return InvalidRequest(
+            f"{name} is a checkpoint; it goes when its model is deleted.", code="checkpoint", param="model"
+        )
+    return _missing(name)
+
+
+HANDLERS = (list_models, get_model, delete_model, download_model)

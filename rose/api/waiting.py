@@ -1,0 +1,55 @@
+"""Says in one sentence why nothing happens to a job; computed at read, so it is never out of date."""
+
+from __future__ import annotations
+
+from rose.api.services import Services
+from rose.domain.jobs import JobState
+from rose.leases import WaitingFacts, Worker, waiting_facts
+
+
+async def waiting_for(services: Services, state: JobState) -> str | None:
+    """Return what the job waits for; None while somebody works on it or when it is finished."""
+    if state.is_terminal:
+        return None
+    if state.status == "paused":
+        return f"it is paused ({state.paused_because or 'requested'}); resume it to go on"
+    facts = await waiting_facts(services.pool, state.id)
+    return None if facts is None else explain(state, facts)
+
+
+def explain(state: JobState, facts: WaitingFacts) -> str | None:
+    """Return the reason in words. Pure."""
+    lease = facts.lease
+    if lease is not None and lease.alive:
+        return None
+    if not facts.trainers:
+        return "no trainer is connected"
+    if lease is not None and lease.seconds_held_back > 0:
+        return f"the next attempt, in {max(1, round(lease.seconds_held_back))} seconds"
+    if state.run is not None:
+        return "a trainer to take it up again: the last one stopped answering"
+    if state.status == "validating_files":
+        return "a trainer to check its files"
+    lacking = _lacking(state, facts.trainers)
+    if lacking:
+        return lacking
+    if facts.queued_before:
+        return "1 job before it" if facts.queued_before == 1 else f"{facts.queued_before} jobs before it"
+    if facts.running_now:
+        return "the running job to finish" if facts.running_now == 1 else f"one of {facts.running_now} running jobs"
+    return "a trainer to start it"
+
+
+def _lacking(state: JobState, trainers: tuple[Worker, ...]) -> str | None:
+    device = state.needs.get("device")
+    if device not in (None, "cpu", "any", "auto") and not any(_device(one) == device for one in trainers):
+        return "no trainer has a GPU" if device == "cuda" else f"no trainer has the device {device}"
+    memory = state.needs.get("memory_bytes")
+    known = [limit for one in trainers if isinstance(limit := one.capabilities.get("memory_bytes"), int)]
+    if isinstance(memory, int) and len(known) == len(trainers) and known and max(known) < memory:
+        return f"no trainer has {memory / 1e9:.1f} GB of memory; the largest has {max(known) / 1e9:.1f} GB"
+    return None
+
+
+def _device(trainer: Worker) -> str:
+    return str(trainer.capabilities.get("device", "")).partition(":")[0]
