@@ -235,9 +235,14 @@ async def _projections(given: settings.Settings, stop: anyio.Event) -> None:
 
 
 async def _trainer(given: settings.Settings, stop: anyio.Event) -> None:
+    from rose.blobs import Blobs
+    from rose.local import launcher
     from trainer import worker
 
-    await worker.run(given, stop)
+    async with AsyncExitStack() as stack:
+        pool = await _pool(given, stack)
+        bus = await stack.enter_async_context(Bus(given.nats_url, token=given.nats_token, name="rose trainer"))
+        await worker.run(given, pool, bus, Blobs(given.blobs), stop, launch=launcher.command)
 
 
 async def _inference(given: settings.Settings, stop: anyio.Event) -> None:
