@@ -44,7 +44,7 @@ class Postgres:
         self.account = account.needed()
         self.options = dict(options or {})
         self.sockets = _socket_folder(data_dir)
-        self.bin = _packaged_binaries()
+        self.bin = packaged_binaries()
 
     @property
     def socket(self) -> Path:
@@ -187,7 +187,7 @@ class Postgres:
         self.bin = target / self.bin.relative_to(source)
 
 
-def _packaged_binaries() -> Path:
+def packaged_binaries() -> Path:
     """Return the folder of the binaries without importing the package, whose import has side effects."""
     spec = importlib.util.find_spec(PACKAGE)
     folders = spec.submodule_search_locations if spec else None

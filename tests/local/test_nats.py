@@ -1,0 +1,95 @@
+"""The embedded nats-server: private token, JetStream that syncs, leftovers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rose.bus import Bus
+from rose.local.nats import Nats
+from tests.services import NatsServer
+
+pytestmark = pytest.mark.anyio
+Factory = Callable[[], NatsServer]
+
+
+async def test_only_the_token_opens_it(nats_server: Factory) -> None:
+    server = nats_server()
+    async with Bus(server.url, token=server.token) as bus:
+        assert await bus.wait_connected(30)
+    async with Bus(server.url, token="guessed") as bus:
+        assert not await bus.wait_connected(2)
+
+
+def test_what_it_keeps_is_private(nats_server: Factory) -> None:
+    folder = nats_server().service.folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+    for name in ("token", "nats.conf"):
+        assert (folder / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_every_message_is_synced_before_it_is_acknowledged(nats_server: Factory) -> None:
+    assert "sync_interval: always" in nats_server().service.configuration.read_text()
+
+
+def test_token_and_port_stay_the_same_over_a_stop(nats_server: Factory) -> None:
+    server = nats_server()
+    before = (server.url, server.token)
+    server.stop()
+    server.start()
+    assert (server.url, server.token) == before
+
+
+@pytest.mark.parametrize("suspended", [False, True], ids=["running", "suspended"])
+def test_a_leftover_is_stopped_first(private_folder: Path, suspended: bool) -> None:
+    left = NatsServer(Nats(private_folder))
+    left.start()
+    assert left.process is not None
+    if suspended:
+        left.suspend()
+    later = NatsServer(Nats(private_folder))
+    try:
+        later.start()
+        left.process.wait(timeout=10)
+        assert later.service.answers()
+    finally:
+        later.stop()
+
+
+def test_another_program_on_its_old_port_is_left_alone(private_folder: Path, nats_server: Factory) -> None:
+    stranger = nats_server()
+    server = NatsServer(Nats(private_folder))
+    server.service.prepare()
+    (server.service.folder / "port").write_text(stranger.url.rsplit(":", 1)[1])
+    try:
+        server.start()
+        assert server.url != stranger.url
+        assert stranger.service.answers()
+    finally:
+        server.stop()
+
+
+def test_it_ends_with_whoever_started_it(private_folder: Path) -> None:
+    code = (
+        "import subprocess, sys; from pathlib import Path; from tests.services import NatsServer; "
+        "from rose.local.nats import Nats; s = NatsServer(Nats(Path(sys.argv[1]))); s.start(); "
+        "print(s.process.pid, flush=True); sys.stdin.read()"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(private_folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert parent.stdout is not None
+    assert parent.stdin is not None
+    with parent.stdin, parent.stdout:
+        server = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        parent.wait()
+    server.wait(10)
