@@ -96,13 +96,13 @@ class Journal:
             entries = self._next(done - self._appended)
             name = f"{self._appended + 1}-{self._appended + len(entries)}"
             await self._owned.append(self._command(entries), name)
+            if isinstance(entries[0], RecoveryPointMade):
+                await self._sweep(entries[0].artifact)
             self._appended += len(entries)
             for _ in entries:
                 self._pending.popleft()
             self._progress.set()
             self._progress = anyio.Event()
-            if isinstance(entries[0], RecoveryPointMade):
-                await self._sweep(entries[0].artifact)
 
     def _next(self, at_most: int) -> list[Entry]:
         """Return the reports of the next append: the oldest, or as many as are steps in a row."""
