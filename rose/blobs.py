@@ -156,6 +156,11 @@ class Blobs:
             _remove(former)
         return Artifact(path=relative, bytes=size, sha256=digest)
 
+    def discard_folder(self, temporary: Path) -> None:
+        """Remove a temporary folder; nothing happens when it was published."""
+        if temporary.exists():
+            _remove(temporary)
+
     def verify(self, artifact: Artifact) -> None:
         """Check that the blob is there with the size and hash that `artifact` states; reads all of it.
 

@@ -30,6 +30,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     blob_root: str
     training_file: str
     validation_file: str | None
+    method: str = "supervised"
+    """Name in trainer.methods.METHODS."""
     hyperparameters: Hyperparameters
     recovery_points: tuple[RecoveryPoint, ...] = ()
     """Candidates to resume from, newest first; empty for a fresh run."""

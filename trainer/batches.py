@@ -1,0 +1,201 @@
+"""Which example is trained when: the validation split, the order of an epoch, steps, micro-batches and the rate.
+
+Pure and torch-free: everything is a function of the data, the seed and the step, so a run that is taken up again does
+the same as one that was never stopped. Packing only decides what shares a forward pass, never what a step learns from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from array import array
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rose.domain.hyperparameters import Hyperparameters
+
+_SUBSET_WORK = 50_000_000
+"""Most (groups x rows) for which an exact filling of the validation set is searched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One sequence for the model: token ids and, for each token, its weight as a target (0: only context)."""
+
+    ids: array[int]
+    weights: array[float]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def label_weight(self) -> float:
+        """Sum of the weights of all targets; the first token has nothing before it and is never a target."""
+        return math.fsum(self.weights[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of a data file. It is one document, or several where a template renders each answer apart."""
+
+    documents: tuple[Document, ...]
+    prompt: str
+    """What the example asks, normalised; examples that ask the same stay on one side of a validation split."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all its documents."""
+        return sum(len(document) for document in self.documents)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Rows of a data file by use, each in file order."""
+
+    training: tuple[int, ...]
+    validation: tuple[int, ...]
+    leaked: int
+    """Validation rows whose prompt is also trained on, because the prompts' counts did not allow otherwise."""
+
+
+def split(prompts: Sequence[str], held_out: int, seed: int) -> Split:
+    """Hold out exactly `held_out` rows so that no prompt is on both sides.
+
+    Prompts are taken in the order of a seeded hash. Only when no choice of whole groups of equal prompts has the exact
+    size, one group is divided; `leaked` then counts the rows of it that were held out.
+    """
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for row, prompt in enumerate(prompts):
+        groups[prompt].append(row)
+    shuffled = sorted(groups.values(), key=lambda rows: _hash(f"split/{seed}/{prompts[rows[0]]}"))
+    chosen = _fill([len(rows) for rows in shuffled], held_out)
+    held = [row for index in chosen for row in shuffled[index]]
+    leaked = held_out - len(held)
+    if leaked:
+        rest = [rows for index, rows in enumerate(shuffled) if index not in chosen]
+        held += [row for rows in rest for row in rows][:leaked]
+    validation = frozenset(held)
+    return Split(
+        training=tuple(row for row in range(len(prompts)) if row not in validation),
+        validation=tuple(sorted(validation)),
+        leaked=leaked,
+    )
+
+
+def _fill(sizes: Sequence[int], wanted: int) -> set[int]:
+    """Choose indexes, early ones first, whose sizes sum to `wanted`, or to as much below it as is found."""
+    chosen: set[int] = set()
+    missing = wanted
+    for index, size in enumerate(sizes):
+        if size <= missing:
+            chosen.add(index)
+            missing -= size
+    if not missing or len(sizes) * wanted > _SUBSET_WORK:
+        return chosen
+    # Taking each group that fits got stuck: search all sums. Bit s of reachable[i] says that i groups can sum to s.
+    mask = (1 << (wanted + 1)) - 1
+    reachable = [1]
+    for size in sizes:
+        reachable.append((reachable[-1] | (reachable[-1] << size)) & mask)
+    total = reachable[-1].bit_length() - 1
+    chosen = set()
+    for index in range(len(sizes) - 1, -1, -1):
+        if not reachable[index] >> total & 1:
+            chosen.add(index)
+            total -= sizes[index]
+    return chosen
+
+
+def epoch_order(examples: int, seed: int, epoch: int) -> list[int]:
+    """Return the order in which epoch `epoch` (0-based) visits the examples; a function of seed and epoch alone."""
+    return sorted(range(examples), key=lambda index: _hash(f"order/{seed}/{epoch}/{index}"))
+
+
+class Schedule:
+    """What each optimizer step trains on and at which rate. Steps are counted from 1 to `total_steps`."""
+
+    def __init__(self, hyperparameters: Hyperparameters) -> None:
+        self.hyperparameters = hyperparameters
+        self.examples = hyperparameters.training_examples
+        self.steps_per_epoch = math.ceil(self.examples / hyperparameters.batch_size)
+        self.total_steps = self.steps_per_epoch * hyperparameters.n_epochs
+        self._epoch: int | None = None
+        self._order: list[int] = []
+
+    def step_examples(self, step: int) -> list[int]:
+        """Return the indexes of the step's examples: batch_size of them, fewer at an epoch's end."""
+        epoch, within = divmod(step - 1, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._order = epoch_order(self.examples, self.hyperparameters.seed, epoch)
+            self._epoch = epoch
+        size = self.hyperparameters.batch_size
+        return self._order[within * size : (within + 1) * size]
+
+    def ends_epoch(self, step: int) -> bool:
+        """Tell whether the step is the last one of an epoch."""
+        return step > 0 and step % self.steps_per_epoch == 0
+
+    def evaluates_after(self, step: int) -> bool:
+        """Tell whether an evaluation follows the step: at the interval and at each epoch's end."""
+        every = self.hyperparameters.evaluate_every_steps
+        return every is not None and step > 0 and (step % every == 0 or self.ends_epoch(step))
+
+    def epoch_fraction(self, step: int) -> float:
+        """Return the passes over the training data completed after the step."""
+        epochs, within = divmod(step, self.steps_per_epoch)
+        return epochs + within * self.hyperparameters.batch_size / self.examples
+
+    def learning_rate(self, step: int) -> float:
+        """Return the rate of the step: linear from 0 over warmup_steps to the peak, then linear to 0 after the end.
+
+        The same as transformers' get_linear_schedule_with_warmup after the warmup; within it one step ahead, so that
+        the first step is not lost at rate 0.
+        """
+        warmup, peak = self.hyperparameters.warmup_steps, self.hyperparameters.learning_rate
+        if step <= warmup:
+            return peak * step / warmup
+        return peak * (self.total_steps - step + 1) / (self.total_steps - warmup)
+
+
+def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Put documents into micro-batches of at most `budget` tokens: first fit, longest first, ties in order.
+
+    A document longer than the budget is alone. Returns indexes into `lengths`; each micro-batch is in index order.
+    """
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        for number, free in enumerate(room):
+            if lengths[index] <= free:
+                bins[number].append(index)
+                room[number] -= lengths[index]
+                break
+        else:
+            bins.append([index])
+            room.append(budget - lengths[index])
+    return [sorted(bin) for bin in bins]
+
+
+def plan_hash(
+    training: Sequence[Example], validation: Sequence[Example], hyperparameters: Hyperparameters, *more: str
+) -> str:
+    """Return a hash over all that decides the run's numbers; a recovery point of another plan is not taken up."""
+    digest = hashlib.sha256()
+    for name in sorted(hyperparameters.__struct_fields__):
+        if name != "reasons":
+            digest.update(f"{name}={getattr(hyperparameters, name)!r}\n".encode())
+    for text in more:
+        digest.update(f"{text}\n".encode())
+    for side in (training, validation):
+        digest.update(f"{len(side)} examples\n".encode())
+        for example in side:
+            for document in example.documents:
+                digest.update(f"{len(document)}\n".encode())
+                digest.update(document.ids.tobytes())
+                digest.update(document.weights.tobytes())
+    return digest.hexdigest()
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

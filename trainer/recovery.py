@@ -1,0 +1,240 @@
+"""Recovery points: the whole state of a run on disk, so that a later attempt goes on exactly where it was.
+
+A point is a folder: state.json, weights, Adam's moments, random states and, once an evaluation was the best so far, the
+best weights; safetensors and JSON only, nothing that executes. It is no model and never served.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from rose.blobs import BlobMismatch, Blobs
+from rose.domain.artifacts import Artifact
+from rose.domain.job_values import RecoveryPoint, StepMetrics
+from trainer.hardware import Hardware
+from trainer.saving import bytes_of, save_folder
+
+FORMAT = 1
+STATE_FILE = "state.json"
+WEIGHTS_FILE = "weights.safetensors"
+MOMENTS_FILE = "moments.safetensors"
+BEST_FILE = "best.safetensors"
+RANDOM_FILE = "random.safetensors"
+
+KEPT = 2
+COMMIT_SECONDS = 15.0
+"""On top of the time after which a child without its supervisor has left: a point older than both was either named by
+an event, or nothing of this run counts any more."""
+MAX_UNSETTLED = 40
+
+
+class RunState(msgspec.Struct, kw_only=True):
+    """Everything that changes during a run, besides tensors."""
+
+    token_budget: int
+    """Tokens per micro-batch; halved when memory runs out."""
+    checkpointing: bool = False
+    """Activations are recomputed in the backward pass, because memory ran out without that."""
+    step: int = 0
+    trained_tokens: int = 0
+    skipped: int = 0
+    """Consecutive steps that were not applied because their loss or gradient was not finite."""
+    first_losses: list[float] = []
+    """Losses of the first steps, by which a later explosion is known."""
+    exploded: int = 0
+    """Consecutive steps whose loss was far above them."""
+    best_loss: float | None = None
+    best_step: int = 0
+    misses: int = 0
+    """Consecutive evaluations without improvement."""
+    unfinished: bool = False
+    """A step was taken, but not its evaluation: the run was drained in between."""
+    metrics: StepMetrics | None = None
+    """Numbers of the unfinished step; None when it was skipped."""
+
+
+class _Stored(msgspec.Struct, frozen=True, kw_only=True):
+    """Content of state.json."""
+
+    format: int
+    plan: str
+    """Hash over data, hyperparameters and base; see batches.plan_hash."""
+    environment: dict[str, str]
+    """What may differ, but then the numbers agree only nearly: versions, device, threads."""
+    state: RunState
+    python_random: tuple[Any, ...]
+
+
+def environment(hardware: Hardware) -> dict[str, str]:
+    """Return what the last bits of a run's numbers depend on besides its plan."""
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": hardware.device.type,
+        "threads": str(hardware.threads),
+    }
+
+
+class Recovery:
+    """Reads and writes the recovery points of one run."""
+
+    def __init__(
+        self,
+        blobs: Blobs,
+        *,
+        folder: str,
+        owner: str,
+        plan: str,
+        hardware: Hardware,
+        known: Sequence[RecoveryPoint],
+        abandon_seconds: float,
+        min_free_bytes: int,
+    ) -> None:
+        self._blobs = blobs
+        self._folder = folder
+        self._owner = owner
+        self._plan = plan
+        self._hardware = hardware
+        self._settle_seconds = abandon_seconds + COMMIT_SECONDS
+        self._min_free_bytes = min_free_bytes
+        self._known = known
+        # Newest last: (path, time it was made). Points of earlier attempts are named by events already.
+        self._kept: list[tuple[str, float]] = [(point.artifact.path, float("-inf")) for point in reversed(known)]
+        self.last_step = 0
+        """Step of the newest point that this run made or began from."""
+
+    def newest(self) -> tuple[RecoveryPoint | None, tuple[str, ...]]:
+        """Return the newest known point that is whole and of this plan, and why each newer one is not used."""
+        rejected: list[str] = []
+        for point in self._known:
+            reason = self._flaw(point)
+            if reason is None:
+                self.last_step = point.step
+                return point, tuple(rejected)
+            rejected.append(f"step {point.step}: {reason}")
+        return None, tuple(rejected)
+
+    def _flaw(self, point: RecoveryPoint) -> str | None:
+        try:
+            self._blobs.verify(point.artifact)
+            stored = self._read(self._blobs.path(point.artifact.path))
+        except (BlobMismatch, OSError, msgspec.DecodeError) as error:
+            return str(error)
+        if stored.format != FORMAT:
+            return f"it has format {stored.format}, this version of ROSE reads {FORMAT}"
+        if stored.plan != self._plan:
+            return "it was made from other data, settings or another base"
+        return None
+
+    def restore(
+        self, point: RecoveryPoint, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> tuple[RunState, dict[str, torch.Tensor] | None, str | None]:
+        """Put weights, moments and random states back.
+
+        Returns the state, the best weights so far (CPU, fp32), and what is different about this machine or None.
+        """
+        folder = self._blobs.path(point.artifact.path)
+        stored = self._read(folder)
+        weights, moments = load_file(folder / WEIGHTS_FILE), load_file(folder / MOMENTS_FILE)
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                # Copied into memory that torch allocated itself: vectorised sums depend on alignment.
+                parameter.copy_(weights[name])
+                if f"{name}/step" in moments:
+                    optimizer.state[parameter] = {
+                        "step": moments[f"{name}/step"].clone(),
+                        "exp_avg": torch.empty_like(parameter).copy_(moments[f"{name}/exp_avg"]),
+                        "exp_avg_sq": torch.empty_like(parameter).copy_(moments[f"{name}/exp_avg_sq"]),
+                    }
+        best = (
+            {name: t.clone() for name, t in load_file(folder / BEST_FILE).items()} if stored.state.best_step else None
+        )
+        self._hardware.set_random_state({name: t.clone() for name, t in load_file(folder / RANDOM_FILE).items()})
+        version, numbers, gauss = stored.python_random
+        random.setstate((version, tuple(numbers), gauss))
+        now = environment(self._hardware)
+        differences = [f"{k} {v} -> {now[k]}" for k, v in stored.environment.items() if now.get(k) != v]
+        return stored.state, best, ", ".join(differences) or None
+
+    def due(self, state: RunState, *, last_made: float, seconds: float, steps: int | None) -> bool:
+        """Tell whether the interval in seconds or steps is over; never while too many points await their events."""
+        if steps is not None and state.step - self.last_step >= steps:
+            return self._unsettled() < MAX_UNSETTLED
+        return time.monotonic() - last_made >= seconds
+
+    def write(
+        self,
+        state: RunState,
+        parameters: Mapping[str, torch.nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        best: Mapping[str, torch.Tensor] | None,
+    ) -> Artifact:
+        """Make a point of the present state; it is on disk, synced, when this returns.
+
+        Raises: NoSpace, after which nothing of it is left.
+        """
+        tensors = {name: _contiguous(parameter) for name, parameter in parameters.items()}
+        moments = {
+            f"{name}/{key}": _contiguous(value)
+            for name, parameter in parameters.items()
+            for key, value in optimizer.state.get(parameter, {}).items()
+        }
+        stored = _Stored(
+            format=FORMAT,
+            plan=self._plan,
+            environment=environment(self._hardware),
+            state=state,
+            python_random=random.getstate(),
+        )
+
+        def fill(folder: Path) -> None:
+            save_file(tensors, folder / WEIGHTS_FILE)
+            save_file(moments, folder / MOMENTS_FILE)
+            save_file(self._hardware.random_state(), folder / RANDOM_FILE)
+            if best is not None:
+                save_file(dict(best), folder / BEST_FILE)
+            (folder / STATE_FILE).write_bytes(msgspec.json.encode(stored))
+
+        artifact = save_folder(
+            self._blobs,
+            f"{self._folder}/step-{state.step}",
+            fill,
+            owner=self._owner,
+            needed_bytes=bytes_of([*tensors.values(), *moments.values(), *(best or {}).values()]),
+            min_free_bytes=self._min_free_bytes,
+        )
+        self.last_step = state.step
+        self._kept = [entry for entry in self._kept if entry[0] != artifact.path]
+        self._kept.append((artifact.path, time.monotonic()))
+        return artifact
+
+    def prune(self) -> None:
+        """Delete all points but the newest two whose events are surely written, and those after them."""
+        settled = [index for index in range(len(self._kept)) if self._is_settled(index)]
+        if len(settled) <= KEPT:
+            return
+        for path, _ in self._kept[: settled[-KEPT]]:
+            self._blobs.delete(path)
+        self._kept = self._kept[settled[-KEPT] :]
+
+    def _is_settled(self, index: int) -> bool:
+        return time.monotonic() - self._kept[index][1] > self._settle_seconds
+
+    def _unsettled(self) -> int:
+        return sum(not self._is_settled(index) for index in range(len(self._kept)))
+
+    def _read(self, folder: Path) -> _Stored:
+        return msgspec.json.decode((folder / STATE_FILE).read_bytes(), type=_Stored)
+
+
+def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu").contiguous()
