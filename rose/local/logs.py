@@ -12,11 +12,11 @@ LARGEST_BYTES = 16 << 20
 """A log file larger than this is put aside as `.1` when its process starts."""
 
 
-def configure(level: str) -> None:
-    """Send the log of this process to standard error, in UTC."""
+def configure(level: str, path: Path | None = None) -> None:
+    """Send the log of this process to standard error, or to the end of `path`; times are UTC."""
     formatter = logging.Formatter(LINE, "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler() if path is None else logging.StreamHandler(os.fdopen(open_log(path), "a"))
     handler.setFormatter(formatter)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in ("httpx2", "httpx", "httpcore2", "httpcore"):  # a line per request, with our own ones beside it

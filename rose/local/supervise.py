@@ -21,9 +21,8 @@ import msgspec
 
 from rose import leases
 from rose.errors import RoseError, Unavailable
-from rose.local import account, launcher, ports, state
+from rose.local import account, launcher, logs, ports, state
 from rose.local.child import Child
-from rose.local.logs import last_lines
 from rose.local.nats import Nats
 from rose.local.postgres import Postgres, make_private
 from rose.log.migrate import migrate
@@ -50,6 +49,8 @@ async def up(settings: Settings, *, detach: bool = False, on_line: Callable[[str
 
         await start(settings, on_line)
         return
+    await anyio.to_thread.run_sync(prepare_folder, settings)
+    logs.configure(settings.log_level, settings.logs / "up.log")
     await run(settings, on_line)
 
 
@@ -136,8 +137,7 @@ class Supervisor:
         ports.listen(self.settings.host, self.settings.port).close()
         settings = await self._start_servers(tasks)
         assert settings.database_url is not None
-        for name in await migrate(settings.database_url):
-            logger.info("applied migration %s", name)
+        await migrate(settings.database_url)
         state.store(
             settings,
             state.Connection(
@@ -216,7 +216,7 @@ class Supervisor:
                 self._write_state()
                 return
         raise Unavailable(
-            f"{child.kind} does not start. The end of its log ({child.log}):\n{last_lines(child.log)}",
+            f"{child.kind} does not start. The end of its log ({child.log}):\n{logs.last_lines(child.log)}",
             code=f"{child.kind}_failed",
             hint=f"The whole log: {child.log}",
         )
@@ -238,7 +238,7 @@ class Supervisor:
         finally:
             await pool.close()
         late = [child for child in self._services() if not child.ready]
-        shown = "\n".join(f"{child.kind} ({child.log}):\n{last_lines(child.log, 10)}" for child in late)
+        shown = "\n".join(f"{child.kind} ({child.log}):\n{logs.last_lines(child.log, 10)}" for child in late)
         raise Unavailable(
             f"Not ready after {READY_SECONDS:.0f} s: {', '.join(child.kind for child in late)}.\n{shown}",
             code="not_ready",
