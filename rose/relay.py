@@ -63,22 +63,23 @@ def stream_settings(settings: Settings) -> StreamSettings:
     )
 
 
-async def run(pool: Pool, bus: Bus, stream: StreamSettings, stop: anyio.Event) -> None:
-    """Relay until `stop` is set. Lasts through the absence of Postgres and NATS; `bus` is open.
+async def run(pool: Pool, bus: Bus, settings: Settings, stop: anyio.Event) -> None:
+    """Relay until `stop` is set. Lasts through the absence of Postgres and NATS; `bus` is entered by the caller.
 
     How it is doing is in rose.projections under the name `relay`.
     """
     async with anyio.create_task_group() as group:
-        group.start_soon(Relay(pool, bus, stream).relay)
+        group.start_soon(Relay(pool, bus, stream_settings(settings)).relay)
         await stop.wait()
         group.cancel_scope.cancel()
 
 
-async def rebuild_stream(pool: Pool, bus: Bus, stream: StreamSettings, *, first_position: int = 1) -> None:
+async def rebuild_stream(pool: Pool, bus: Bus, settings: Settings, *, first_position: int = 1) -> None:
     """Delete the stream and create it anew for this log, to begin with `first_position`; the relay fills it again.
 
     Durable consumers of the stream go with it. Raises: Unavailable, BusRefused.
     """
+    stream = stream_settings(settings)
     async with open_feed(pool) as feed:
         metadata = _metadata(await feed.identity())
     while True:
