@@ -40,7 +40,7 @@ def create_app(services: Services) -> ASGIApp:
             request_max_body_size=MAX_BODY_BYTES,
             cors_config=CORSConfig(allow_origins=origins, expose_headers=EXPOSED_HEADERS) if origins else None,
             openapi_config=OpenAPIConfig(
-                title="ROSE", version=version("rose"), path="/", render_plugins=[JsonRenderPlugin(path="/openapi.json")]
+                title="ROSE", version=version("rose"), path="/openapi.json", render_plugins=[JsonRenderPlugin(path="/")]
             ),
             logging_config=None,
             debug=False,

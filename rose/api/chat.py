@@ -19,7 +19,7 @@ from rose.api.body import read_object, require_text
 from rose.api.errors import AnyRequest, error_json
 from rose.api.model_names import Base, Named, find_model
 from rose.api.routes import post
-from rose.api.services import Services
+from rose.api.services import Services, TheServices
 from rose.domain.job_values import BaseModel
 from rose.errors import InvalidRequest, NotFound, RoseError, Unavailable
 from rose.inference.request import Target, parse_request
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @post("/v1/chat/completions")
-async def create_chat_completion(request: AnyRequest, services: Services) -> Response[Any] | Stream:
+async def create_chat_completion(request: AnyRequest, services: TheServices) -> Response[Any] | Stream:
     """Answer a conversation, in one piece or as the tokens are made."""
     body = await read_object(request, nul_allowed=True)
     model = require_text(body, "model")

@@ -12,6 +12,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 from litestar import Response
+from litestar.params import FromPath
 from litestar.response import Stream
 
 from projections import files as files_view
@@ -21,7 +22,7 @@ from rose.api.body import check_text, query_choice, query_page
 from rose.api.errors import AnyRequest
 from rose.api.multipart import Upload, read_upload
 from rose.api.routes import delete, get, post
-from rose.api.services import Services
+from rose.api.services import Services, TheServices
 from rose.blobs import TemporaryBlob
 from rose.domain.files import AddFile, FileState
 from rose.errors import InvalidRequest, NoSpace, NotFound, TooLarge
@@ -39,7 +40,7 @@ DRAIN_SECONDS = 20.0
 
 
 @post("/v1/files", request_max_body_size=None)
-async def create_file(request: AnyRequest, services: Services) -> Response[Any]:
+async def create_file(request: AnyRequest, services: TheServices) -> Response[Any]:
     """Store an upload. What is cut off or refused leaves nothing behind."""
     settings = services.settings
     free = await anyio.to_thread.run_sync(services.blobs.free_bytes)
@@ -78,38 +79,45 @@ async def _receive(request: AnyRequest, max_bytes: int, blob: TemporaryBlob) -> 
 async def _store(
     request: AnyRequest, services: Services, blob: TemporaryBlob, filename: str, purpose: str, lifetime: int | None
 ) -> Response[Any]:
-    file_id = new_id("file_")
-    path = f"files/{file_id}"
     # The rename and the event belong together: a client that leaves now must not leave a blob without its event.
     with anyio.CancelScope(shield=True):
-        artifact = await anyio.to_thread.run_sync(blob.commit, path)
-        content = msgspec.json.encode([filename, purpose, lifetime, artifact.sha256])
-        now = int(time.time())
-        command = AddFile(
-            file_id=file_id,
-            at=now,
-            filename=filename,
-            purpose=purpose,
-            artifact=artifact,
-            expires_at=None if lifetime is None else now + lifetime,
-        )
-        try:
-            asking, answered = await asked(request, services, content)
-            if answered is None:
-                outcome = await services.commands.add_file(command, asking, respond=_encoded)
-                if not outcome.replayed:
-                    return Response(wire.file(outcome.state), status_code=200)
-                answered = outcome.response or _encoded(outcome.state)
-        except InvalidRequest:
-            await anyio.to_thread.run_sync(services.blobs.delete, path)
-            raise
-        # Only here and above is it certain that no event names the blob; after an unknown outcome the sweeper decides.
+        return await _publish(request, services, blob, filename, purpose, lifetime)
+    raise AssertionError("a shielded scope swallows nothing")
+
+
+async def _publish(
+    request: AnyRequest, services: Services, blob: TemporaryBlob, filename: str, purpose: str, lifetime: int | None
+) -> Response[Any]:
+    file_id = new_id("file_")
+    path = f"files/{file_id}"
+    artifact = await anyio.to_thread.run_sync(blob.commit, path)
+    content = msgspec.json.encode([filename, purpose, lifetime, artifact.sha256])
+    now = int(time.time())
+    command = AddFile(
+        file_id=file_id,
+        at=now,
+        filename=filename,
+        purpose=purpose,
+        artifact=artifact,
+        expires_at=None if lifetime is None else now + lifetime,
+    )
+    try:
+        asking, answered = await asked(request, services, content)
+        if answered is None:
+            outcome = await services.commands.add_file(command, asking, respond=_encoded)
+            if not outcome.replayed:
+                return Response(wire.file(outcome.state), status_code=200)
+            answered = outcome.response or _encoded(outcome.state)
+    except InvalidRequest:
         await anyio.to_thread.run_sync(services.blobs.delete, path)
-        return stored_answer(answered)
+        raise
+    # Only here and above is it certain that no event names the blob; after an unknown outcome the sweeper decides.
+    await anyio.to_thread.run_sync(services.blobs.delete, path)
+    return stored_answer(answered)
 
 
 @get("/v1/files")
-async def list_files(request: AnyRequest, services: Services) -> wire.Listing[wire.File]:
+async def list_files(request: AnyRequest, services: TheServices) -> wire.Listing[wire.File]:
     """List the files that can be used, newest first unless `order=asc`."""
     page = query_page(request, default=MAX_LISTED, maximum=MAX_LISTED)
     order = query_choice(request, "order", ("asc", "desc"), "desc")
@@ -133,13 +141,13 @@ async def list_files(request: AnyRequest, services: Services) -> wire.Listing[wi
 
 
 @get("/v1/files/{file_id:str}")
-async def get_file(services: Services, file_id: str) -> wire.File:
+async def get_file(services: TheServices, file_id: FromPath[str]) -> wire.File:
     """Describe one file."""
     return wire.file(await _usable(services, file_id))
 
 
 @delete("/v1/files/{file_id:str}")
-async def delete_file(request: AnyRequest, services: Services, file_id: str) -> Response[Any]:
+async def delete_file(request: AnyRequest, services: TheServices, file_id: FromPath[str]) -> Response[Any]:
     """End a file's use for new requests; unfinished jobs that name it keep its content."""
     asking, answered = await asked(request, services, b"")
     if answered is not None:
@@ -151,7 +159,7 @@ async def delete_file(request: AnyRequest, services: Services, file_id: str) -> 
 
 
 @get("/v1/files/{file_id:str}/content")
-async def get_file_content(services: Services, file_id: str) -> Stream:
+async def get_file_content(services: TheServices, file_id: FromPath[str]) -> Stream:
     """Send the bytes of a file."""
     state = await _usable(services, file_id)
     assert state.artifact is not None

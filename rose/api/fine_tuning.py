@@ -8,6 +8,7 @@ from typing import Any
 import anyio.to_thread
 import msgspec
 from litestar import Response
+from litestar.params import FromPath
 from litestar.response import Stream
 
 from projections import job_events as job_events_view
@@ -19,7 +20,7 @@ from rose.api.create_job import read_create_job
 from rose.api.errors import AnyRequest
 from rose.api.event_stream import Cursor, frames, is_complete
 from rose.api.routes import get, post
-from rose.api.services import Services
+from rose.api.services import Services, TheServices
 from rose.api.waiting import waiting_for
 from rose.domain.job_commands import CancelJob, PauseJob, ResumeJob
 from rose.domain.jobs import JobState
@@ -32,7 +33,7 @@ MAX_CHECKPOINTS_LISTED = 100
 
 
 @post("/v1/fine_tuning/jobs")
-async def create_job(request: AnyRequest, services: Services) -> Response[Any]:
+async def create_job(request: AnyRequest, services: TheServices) -> Response[Any]:
     """Create a job; it is validated and trained by whichever trainer claims it."""
     body = await read_object(request)
     asking, answered = await asked(request, services, await request.body())
@@ -47,7 +48,7 @@ async def create_job(request: AnyRequest, services: Services) -> Response[Any]:
 
 
 @get("/v1/fine_tuning/jobs")
-async def list_jobs(request: AnyRequest, services: Services) -> wire.Listing[wire.Job]:
+async def list_jobs(request: AnyRequest, services: TheServices) -> wire.Listing[wire.Job]:
     """List jobs, newest first; `metadata[key]=value` selects, `metadata=null` selects those without metadata."""
     page = query_page(request, default=20, maximum=MAX_JOBS_LISTED, clamp=True)
     wanted = {
@@ -73,31 +74,31 @@ async def list_jobs(request: AnyRequest, services: Services) -> wire.Listing[wir
 
 
 @get("/v1/fine_tuning/jobs/{job_id:str}")
-async def get_job(services: Services, job_id: str) -> wire.Job:
+async def get_job(services: TheServices, job_id: FromPath[str]) -> wire.Job:
     """Describe one job."""
     return await _described(services, await _existing(services, job_id))
 
 
 @post("/v1/fine_tuning/jobs/{job_id:str}/cancel")
-async def cancel_job(request: AnyRequest, services: Services, job_id: str) -> Response[Any]:
+async def cancel_job(request: AnyRequest, services: TheServices, job_id: FromPath[str]) -> Response[Any]:
     """End a job, at once from every state that is not final."""
     return await _change(request, services, job_id, CancelJob(at=int(time.time())))
 
 
 @post("/v1/fine_tuning/jobs/{job_id:str}/pause")
-async def pause_job(request: AnyRequest, services: Services, job_id: str) -> Response[Any]:
+async def pause_job(request: AnyRequest, services: TheServices, job_id: FromPath[str]) -> Response[Any]:
     """Hold a queued or running job; a running one makes a recovery point first."""
     return await _change(request, services, job_id, PauseJob(at=int(time.time())))
 
 
 @post("/v1/fine_tuning/jobs/{job_id:str}/resume")
-async def resume_job(request: AnyRequest, services: Services, job_id: str) -> Response[Any]:
+async def resume_job(request: AnyRequest, services: TheServices, job_id: FromPath[str]) -> Response[Any]:
     """Queue a paused job again; it goes on from its newest recovery point."""
     return await _change(request, services, job_id, ResumeJob(at=int(time.time())))
 
 
 @get("/v1/fine_tuning/jobs/{job_id:str}/events")
-async def list_events(request: AnyRequest, services: Services, job_id: str) -> Response[Any] | Stream:
+async def list_events(request: AnyRequest, services: TheServices, job_id: FromPath[str]) -> Response[Any] | Stream:
     """List a job's events, newest first, or stream them with `?stream=true` or `Accept: text/event-stream`."""
     state = await _existing(services, job_id)
     if _wants_stream(request):
@@ -119,7 +120,9 @@ async def list_events(request: AnyRequest, services: Services, job_id: str) -> R
 
 
 @get("/v1/fine_tuning/jobs/{job_id:str}/checkpoints")
-async def list_checkpoints(request: AnyRequest, services: Services, job_id: str) -> wire.Listing[wire.JobCheckpoint]:
+async def list_checkpoints(
+    request: AnyRequest, services: TheServices, job_id: FromPath[str]
+) -> wire.Listing[wire.JobCheckpoint]:
     """List a job's checkpoints, newest first."""
     state = await _existing(services, job_id)
     page = query_page(request, default=10, maximum=MAX_CHECKPOINTS_LISTED, clamp=True)

@@ -12,7 +12,7 @@ from projections.positions import list_projections
 from rose import leases
 from rose.api.access import PUBLIC
 from rose.api.routes import get
-from rose.api.services import Services
+from rose.api.services import TheServices
 from rose.errors import RoseError
 from rose.log import migrate
 
@@ -55,7 +55,7 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @get("/", opt={PUBLIC: True})
-async def welcome(services: Services) -> Welcome:
+async def welcome(services: TheServices) -> Welcome:
     """Say what this is."""
     url = services.settings.url
     return Welcome(
@@ -76,7 +76,7 @@ async def health() -> Health:
 
 
 @get("/ready", opt={PUBLIC: True})
-async def ready(services: Services) -> Response[Readiness]:
+async def ready(services: TheServices) -> Response[Readiness]:
     """Say whether requests can be served: 200, also when degraded, else 503."""
     postgres, migrations, nats = "away", "unknown", "unknown"
     views: dict[str, str] = {}

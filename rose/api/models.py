@@ -12,6 +12,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 from litestar import Response
+from litestar.params import FromPath
 from litestar.response import Stream
 
 from projections import models as models_view
@@ -22,7 +23,7 @@ from rose.api.errors import AnyRequest
 from rose.api.files import attachment, read_blob
 from rose.api.model_names import Tuned, find_tuned, known_bases
 from rose.api.routes import delete, get
-from rose.api.services import Services
+from rose.api.services import Services, TheServices
 from rose.errors import InvalidRequest, NotFound
 
 TAR_BLOCK = 512
@@ -37,7 +38,7 @@ class ModelListing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @get("/v1/models")
-async def list_models(services: Services) -> ModelListing:
+async def list_models(services: TheServices) -> ModelListing:
     """List fine-tuned models, newest first, then the bases that have a name here."""
     tuned = [
         wire.fine_tuned_model(state, _folder(services, state.artifact.path if state.artifact else ""))
@@ -48,7 +49,7 @@ async def list_models(services: Services) -> ModelListing:
 
 
 @get("/v1/models/{model:path}")
-async def get_model(services: Services, model: str) -> wire.Model:
+async def get_model(services: TheServices, model: FromPath[str]) -> wire.Model:
     """Describe a model, a checkpoint or a base."""
     name = _name(model)
     tuned = await find_tuned(services, name)
@@ -61,7 +62,7 @@ async def get_model(services: Services, model: str) -> wire.Model:
 
 
 @delete("/v1/models/{model:path}")
-async def delete_model(request: AnyRequest, services: Services, model: str) -> Response[Any]:
+async def delete_model(request: AnyRequest, services: TheServices, model: FromPath[str]) -> Response[Any]:
     """End a fine-tuned model's use for new requests; its checkpoints go with it."""
     name = _name(model)
     asking, answered = await asked(request, services, b"")
@@ -76,7 +77,7 @@ async def delete_model(request: AnyRequest, services: Services, model: str) -> R
 
 
 @get("/v1/adapters/{model:path}")
-async def download_model(services: Services, model: str) -> Stream:
+async def download_model(services: TheServices, model: FromPath[str]) -> Stream:
     """Send the files of a fine-tuned model or checkpoint (PEFT's format, or a whole model) as a tar archive."""
     name = _name(model)
     tuned = await find_tuned(services, name)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from litestar import Litestar
+from litestar.di import NamedDependency
+from litestar.params import SkipValidation
 
 from rose.blobs import Blobs
 from rose.commands import Commands
@@ -26,6 +28,10 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     blobs: Blobs
     commands: Commands
     engines: EngineClient
+
+
+TheServices = NamedDependency[SkipValidation[Services]]
+"""The type under which a handler asks for the services."""
 
 
 def services_of(app: Litestar) -> Services:

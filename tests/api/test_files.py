@@ -1,0 +1,159 @@
+"""Files through the official client: upload, list, read, delete, and every way to get it wrong."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import anyio
+import openai
+import pytest
+
+from tests.api.running import SEED, Running
+from tests.eventually import eventually
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_file_goes_up_and_comes_back(api: Running, seed_file: Path) -> None:
+    made = await api.openai.files.create(file=seed_file, purpose="fine-tune")
+    assert made.id.startswith("file_")
+    assert made.filename == "training_data.jsonl"
+    assert made.bytes == len(SEED)
+    assert made.status == "processed"
+    assert "expires_at" not in made.model_fields_set
+    assert made.model_extra == {"sha256": hashlib.sha256(SEED).hexdigest()}
+    assert await api.openai.files.retrieve(made.id) == made
+    assert (await api.openai.files.content(made.id)).content == SEED
+    listed = await api.openai.files.list()
+    assert [file.id for file in listed.data] == [made.id]
+
+
+async def test_content_says_its_name(api: Running) -> None:
+    made = await api.openai.files.create(file=('dátá "1".jsonl', SEED), purpose="fine-tune")
+    answer = await api.http.get(f"/v1/files/{made.id}/content", headers={"accept": "application/binary"})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-length"] == str(made.bytes)
+    assert answer.headers["content-disposition"].startswith('attachment; filename="data')
+    assert "filename*=UTF-8''d%C3%A1t%C3%A1" in answer.headers["content-disposition"]
+
+
+async def test_a_deleted_file_is_gone(api: Running, seed_file: Path) -> None:
+    made = await api.openai.files.create(file=seed_file, purpose="fine-tune")
+    gone = await api.openai.files.delete(made.id)
+    assert (gone.id, gone.object, gone.deleted) == (made.id, "file", True)
+    with pytest.raises(openai.NotFoundError) as refused:
+        await api.openai.files.retrieve(made.id)
+    assert refused.value.param == "id"
+    with pytest.raises(openai.NotFoundError):
+        await api.openai.files.delete(made.id)
+    assert (await api.openai.files.list()).data == []
+
+
+async def test_paging_is_complete_while_files_arrive_and_go(api: Running, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    ids: list[str] = []
+    for number in range(7):
+        path.write_text(f"{number}\n")
+        ids.append(await api.upload(path))
+    seen: list[str] = []
+    async for file in api.openai.files.list(limit=2):
+        if len(seen) == 2:
+            await api.openai.files.delete(seen[-1])
+            await api.upload(path)
+        seen.append(file.id)
+    assert seen == ids[::-1]
+    oldest = await api.openai.files.list(limit=3, order="asc")
+    assert oldest.has_more
+    assert [file.id for file in oldest.data] == ids[:3]
+
+
+@pytest.mark.parametrize("query", ["limit=0", "after=after", "purpose=batch"])
+async def test_lists_may_be_empty(api: Running, seed_file: Path, query: str) -> None:
+    await api.upload(seed_file)
+    answer = await api.http.get(f"/v1/files?{query}")
+    assert answer.status_code == 200
+    assert answer.json() == {"object": "list", "data": [], "first_id": "", "last_id": "", "has_more": False}
+
+
+async def test_a_file_may_expire(api: Running, seed_file: Path) -> None:
+    made = await api.openai.files.create(
+        file=seed_file, purpose="fine-tune", expires_after={"anchor": "created_at", "seconds": 3600}
+    )
+    assert made.expires_at == made.created_at + 3600
+
+
+def _form(name: str = "a.jsonl", content: bytes = b"{}\n", **fields: str) -> dict[str, Any]:
+    return {"files": {"file": (name, content)}, "data": {"purpose": "fine-tune", **fields}}
+
+
+@pytest.mark.parametrize(
+    ("form", "param"),
+    [
+        ({"data": {"purpose": "fine-tune"}, "files": {"other": ("a.jsonl", b"{}")}}, "file"),
+        ({"files": {"file": ("a.jsonl", b"{}")}, "data": {}}, "purpose"),
+        (_form(purpose="training"), "purpose"),
+        (_form(purpose="fine\0tune"), "purpose"),
+        (_form("a.csv"), "file"),
+        (_form("..\\.."), "file"),
+        (_form(content=b""), "file"),
+        (_form("x" * 300 + ".jsonl"), "file"),
+        (_form(**{"expires_after[anchor]": "now", "expires_after[seconds]": "3600"}), "expires_after[anchor]"),
+        (_form(**{"expires_after[anchor]": "created_at"}), "expires_after[seconds]"),
+        (_form(**{"expires_after[anchor]": "created_at", "expires_after[seconds]": "60"}), "expires_after[seconds]"),
+        (_form(**{"expires_after[anchor]": "created_at", "expires_after[seconds]": "1e4"}), "expires_after[seconds]"),
+        ({"json": {"purpose": "fine-tune"}}, "file"),
+    ],
+)
+async def test_bad_uploads_name_the_field_and_leave_nothing(api: Running, form: dict[str, Any], param: str) -> None:
+    answer = await api.http.post("/v1/files", **form)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert _stored(api) == []
+
+
+async def test_a_path_in_the_name_is_cut_off(api: Running) -> None:
+    answer = await api.http.post("/v1/files", **_form("../../etc/a.jsonl"))
+    assert answer.status_code == 200
+    assert answer.json()["filename"] == "a.jsonl"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"--x\r\nno colon\r\n\r\n",
+        b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n',
+        b"nothing of that kind",
+        b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n\xff\xfe\r\n--x--\r\n',
+    ],
+)
+async def test_broken_multipart_is_refused(api: Running, body: bytes) -> None:
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = await api.http.post("/v1/files", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_a_cut_off_upload_leaves_nothing(api: Running) -> None:
+    head = (
+        b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
+    )
+    request = (
+        b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        b"Content-Length: 100000000\r\n\r\n"
+    )
+    stream = await anyio.connect_tcp("127.0.0.1", api.services.settings.port)
+    async with stream:
+        await stream.send(request + head + bytes(3 << 20))
+        await eventually(lambda: any(size > 1 << 20 for _, size in _stored(api)))
+    await eventually(lambda: _stored(api) == [])
+    assert (await api.http.get("/v1/files")).json()["data"] == []
+
+
+def _stored(api: Running) -> list[tuple[str, int]]:
+    root = api.services.settings.blobs
+    return [(str(path), path.stat().st_size) for path in root.rglob("*") if path.is_file()]
