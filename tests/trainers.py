@@ -23,14 +23,15 @@ from rose.bus import Bus
 from rose.commands import Commands, Request
 from rose.domain.catalogue import Event
 from rose.domain.files import AddFile
-from rose.domain.hyperparameters import parse
-from rose.domain.job_commands import CancelJob, CreateJob, PauseJob, ResumeJob
+from rose.domain.hyperparameters import DataFacts, parse, resolve
+from rose.domain.job_commands import CancelJob, CreateJob, FinishValidation, PauseJob, ResumeJob, StartValidation
 from rose.domain.job_events import RecoveryPointSaved, StepsReported
 from rose.domain.job_values import BaseRequest, PinnedFile
 from rose.domain.jobs import JobState
 from rose.ids import new_id
+from rose.language_models.locate import locate
 from rose.local import launcher
-from rose.log.append import Actor
+from rose.log.append import Actor, LeaseChange
 from rose.log.pool import Pool
 from rose.log.read import read_stream
 from rose.settings import Settings, to_environment
@@ -74,6 +75,10 @@ class House:
         self.blobs = Blobs(settings.blobs)
         self.commands = Commands(pool)
 
+    def reset(self, **settings: Any) -> None:
+        """Change settings for trainers that start from now on."""
+        self.settings = msgspec.structs.replace(self.settings, **settings)
+
     async def upload(self, content: bytes, filename: str = "training_data.jsonl") -> PinnedFile:
         """Put a file where an upload puts it."""
         file_id = new_id("file_")
@@ -102,6 +107,34 @@ class House:
             model_name="",
         )
         return (await self.commands.create_job(command, Request(actor=CLIENT))).state.id
+
+    async def create_queued(self, *, seed: int = 1, **hyperparameters: Any) -> str:
+        """Create a job over EXAMPLES and validate it by hand, which saves the validation child; return its id."""
+        job_id = await self.create(seed=seed, **hyperparameters)
+        located = locate(str(self.base), models_dir=self.settings.models, offline=True)
+        facts = DataFacts(
+            examples=len(EXAMPLES),
+            validation_file_examples=None,
+            hidden_size=located.hidden_size,
+            model_type=located.model_type,
+            context_tokens=located.context_tokens,
+            base_learning_rate=located.base_learning_rate,
+        )
+        lease = LeaseChange(action="claim", job_id=job_id, kind="validation", epoch=1, owner="tests")
+        start = StartValidation(owner="tests", epoch=1, at=int(time.time()))
+        await self.commands.job(job_id, start, Request(actor=CLIENT), lease=lease)
+        finish = FinishValidation(
+            epoch=1,
+            at=int(time.time()),
+            base=located.base_model(),
+            hyperparameters=resolve(parse(hyperparameters), facts, seed=seed),
+            tokens=1,
+            validation_tokens=0,
+            needs={},
+        )
+        release = msgspec.structs.replace(lease, action="release")
+        await self.commands.job(job_id, finish, Request(actor=CLIENT), fenced=True, lease=release)
+        return job_id
 
     async def cancel(self, job_id: str) -> JobState:
         return (await self.commands.job(job_id, CancelJob(at=int(time.time())), Request(actor=CLIENT))).state

@@ -20,6 +20,7 @@ def training_spec(state: JobState, epoch: int, settings: Settings, blobs: Blobs)
         job_id=state.id,
         epoch=epoch,
         model_name=state.model_name,
+        method=state.method,
         base=state.base,
         parent=state.base_request.parent if state.base_request else None,
         blob_root=str(blobs.root),
