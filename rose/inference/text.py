@@ -68,26 +68,27 @@ class StopFilter:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
-        self._held = ""
+        self.held = ""
+        """Text that may be the beginning of a stop string."""
         self.stopped = False
 
     def push(self, text: str) -> str:
         """Return what may be shown now; after `stopped` is true nothing more comes."""
         if not self._stops or self.stopped:
             return "" if self.stopped else text
-        self._held += text
-        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        self.held += text
+        found = [(at + len(stop), at) for stop in self._stops if (at := self.held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            shown, self._held = self._held[: min(found)[1]], ""
+            shown, self.held = self.held[: min(found)[1]], ""
             return shown
-        keep = max(_overlap(self._held, stop) for stop in self._stops)
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        keep = max(_overlap(self.held, stop) for stop in self._stops)
+        shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return shown
 
     def finish(self) -> str:
         """Return what was held back, now that no stop string can be completed any more."""
-        shown, self._held = self._held, ""
+        shown, self.held = self.held, ""
         return shown
 
 

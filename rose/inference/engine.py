@@ -1,0 +1,330 @@
+"""The engine: one thread that moves every request on by a step in turn, and one that loads models meanwhile.
+
+Requests and cancellations come from any thread through a queue; models, adapters and requests belong to the engine's
+thread. What a request's text is never depends on what else runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+import torch
+
+from rose.errors import RoseError
+from rose.inference.decoding import Decoding
+from rose.inference.generation import EngineBusy, EngineStatus, LoadedBase, Piece
+from rose.inference.loading import Loader, NotEnoughMemory, full_key
+from rose.inference.request import GenerationRequest, Target
+from rose.inference.resident import Resident
+
+log = logging.getLogger(__name__)
+
+MAX_REQUESTS = 64
+"""Requests at a time; each has a cache in memory, and more would only all become slower."""
+MAX_ADAPTERS = 32
+"""Adapters that stay on one base; the least recently used one leaves."""
+LOADING_PATIENCE_SECONDS = 240.0
+"""How long a request waits for its model; loading goes on afterwards, and asking again finds it."""
+IDLE_POLL_SECONDS = 1.0
+
+
+class _Loaded(msgspec.Struct, frozen=True):
+    """The loader's thread is done with `target`."""
+
+    target: Target
+    resident: Resident | None
+    error: RoseError | None
+
+
+class TorchEngine:
+    """An Engine (see generation.py) on torch. Starts its thread at once."""
+
+    def __init__(
+        self,
+        loader: Loader,
+        *,
+        idle_seconds: float = 1800.0,
+        patience_seconds: float = LOADING_PATIENCE_SECONDS,
+        max_requests: int = MAX_REQUESTS,
+        before_step: Callable[[], None] | None = None,
+    ) -> None:
+        """`before_step` is called in the engine's thread before each step of a request."""
+        self._loader = loader
+        self._idle_seconds = idle_seconds
+        self._patience_seconds = patience_seconds
+        self._max_requests = max_requests
+        self._before_step = before_step
+        self._orders: queue.SimpleQueue[Decoding | _Loaded | None] = queue.SimpleQueue()
+        self._deadlines: dict[Decoding, float] = {}
+        """Requests that wait for a model, oldest first, and until when (monotonic seconds)."""
+        self._active: list[Decoding] = []
+        self._residents: dict[str, Resident] = {}
+        self._loading: Target | None = None
+        self._stopping = False
+        self._open = 0
+        self._counting = threading.Lock()
+        self._bases: tuple[LoadedBase, ...] = ()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    # --- called from any thread
+
+    def submit(self, request: GenerationRequest, sink: Callable[[Piece], None]) -> Callable[[], None]:
+        """See Engine.submit."""
+        if self._stopping:
+            raise _stopping()
+        with self._counting:
+            if self._open >= self._max_requests:
+                raise EngineBusy(
+                    f"The engine answers {self._open} requests already, as many as it takes.", retry_after_seconds=2
+                )
+            self._open += 1
+        decoding = Decoding(request, sink)
+        self._orders.put(decoding)
+
+        def cancel() -> None:
+            decoding.cancelled = True
+            self._orders.put(None)
+
+        return cancel
+
+    def status(self) -> EngineStatus:
+        """See Engine.status."""
+        loading = self._loading
+        return EngineStatus(
+            device=str(self._loader.device),
+            active_requests=self._open,
+            bases=self._bases,
+            loading=() if loading is None else (loading.base.source,),
+        )
+
+    def stop(self) -> None:
+        """See Engine.stop."""
+        self._stopping = True
+        self._orders.put(None)
+
+    def join(self, timeout_seconds: float) -> bool:
+        """See Engine.join."""
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    # --- the engine's thread
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while not self._stopping:
+                self._take_orders()
+                self._arrange()
+                self._move_all()
+        for decoding in [*self._active, *self._deadlines]:
+            self._close(decoding, _stopping())
+        self._take_late_orders()
+
+    def _take_orders(self) -> None:
+        """Take in all that was ordered; wait for it when there is nothing else to do."""
+        try:
+            order = self._orders.get(timeout=None if self._active else IDLE_POLL_SECONDS, block=not self._active)
+            while True:
+                if isinstance(order, Decoding):
+                    self._deadlines[order] = time.monotonic() + self._patience_seconds
+                elif isinstance(order, _Loaded):
+                    self._take_loaded(order)
+                order = self._orders.get_nowait()
+        except queue.Empty:
+            return
+
+    def _take_late_orders(self) -> None:
+        """Refuse what was submitted while the engine stopped."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                order = self._orders.get_nowait()
+                if isinstance(order, Decoding):
+                    self._close(order, _stopping())
+
+    def _take_loaded(self, loaded: _Loaded) -> None:
+        self._loading = None
+        if loaded.resident is not None:
+            self._residents[loaded.resident.key] = loaded.resident
+            self._note_bases()
+            return
+        error = loaded.error
+        if isinstance(error, NotEnoughMemory):
+            if self._make_room():
+                return  # the request still waits, so its model is loaded again
+            if self._residents:
+                error = EngineBusy(
+                    f"{error.message} Other models are answering.",
+                    code=NotEnoughMemory.default_code,
+                    retry_after_seconds=20,
+                )
+        for decoding in [d for d in self._deadlines if d.request.target == loaded.target]:
+            self._close(decoding, error)
+
+    def _arrange(self) -> None:
+        """Start waiting requests whose model is there, load for the first other one, drop what nobody needs."""
+        for decoding, deadline in list(self._deadlines.items()):
+            resident = self._ready(decoding.request.target)
+            if decoding.cancelled:
+                self._close(decoding)
+            elif resident is not None:
+                self._start(decoding, resident)
+            elif time.monotonic() > deadline:
+                self._close(decoding, _still_loading(decoding.request.target))
+        if self._loading is None and self._deadlines:
+            self._load(next(iter(self._deadlines)).request.target)
+        self._drop_idle()
+
+    def _start(self, decoding: Decoding, resident: Resident) -> None:
+        del self._deadlines[decoding]
+        self._active.append(decoding)
+        try:
+            decoding.start(resident)
+        except Exception as error:  # the boundary between one request and all others; logged or passed on
+            self._close(decoding, _as_rose_error(error))
+
+    def _move_all(self) -> None:
+        """Move every request on by one step."""
+        for decoding in list(self._active):
+            if not self._stopping:
+                self._move(decoding)
+
+    def _move(self, decoding: Decoding) -> None:
+        if decoding.cancelled:
+            self._close(decoding)
+            return
+        if self._before_step is not None:
+            self._before_step()
+        try:
+            if decoding.step():
+                self._close(decoding)
+        except Exception as error:  # as in _start
+            self._close(decoding, _as_rose_error(error))
+
+    def _close(self, decoding: Decoding, error: RoseError | None = None) -> None:
+        """Forget a request and its cache; with `error`, tell it."""
+        self._deadlines.pop(decoding, None)
+        if decoding in self._active:
+            self._active.remove(decoding)
+        if decoding.resident is not None:
+            decoding.resident.touch(_adapter_key(decoding.request.target))
+        with self._counting:
+            self._open -= 1
+        if error is not None:
+            decoding.fail(error)
+
+    # --- models
+
+    def _find(self, target: Target) -> Resident | None:
+        """Return the model that `target` needs, if it is loaded; its adapter may still be missing."""
+        if target.kind == "full":
+            return self._residents.get(full_key(target.adapter)) if target.adapter else None
+        if target.base.fingerprint:
+            return self._residents.get(target.base.fingerprint)
+        for resident in self._residents.values():
+            located = resident.located
+            same = located.source == target.base.source and target.base.revision in (None, located.revision)
+            if same and resident.key == located.fingerprint:
+                return resident
+        return None
+
+    def _ready(self, target: Target) -> Resident | None:
+        resident = self._find(target)
+        adapter = _adapter_key(target)
+        return resident if resident is not None and (adapter is None or adapter in resident.slots) else None
+
+    def _load(self, target: Target) -> None:
+        """Load what `target` needs in a thread of its own; one at a time."""
+        self._loading = target
+        resident = self._find(target)
+        if resident is not None:
+            self._limit_adapters(resident)
+
+        def load() -> None:
+            try:
+                self._orders.put(_Loaded(target, self._loader.load(target, resident), None))
+            except Exception as error:  # the thread's boundary: it goes to the log and to the requests that wait
+                self._orders.put(_Loaded(target, None, _as_rose_error(error)))
+
+        threading.Thread(target=load, name="loader", daemon=True).start()
+
+    def _used(self) -> list[Target]:
+        waiting = [decoding.request.target for decoding in self._deadlines]
+        active = [decoding.request.target for decoding in self._active]
+        return [*waiting, *active, *([self._loading] if self._loading else [])]
+
+    def _unused(self) -> list[str]:
+        """Return the keys of the models that no request needs, the longest unused first."""
+        used = {resident.key for target in self._used() if (resident := self._find(target)) is not None}
+        return sorted(self._residents.keys() - used, key=lambda key: self._residents[key].last_used)
+
+    def _make_room(self) -> bool:
+        """Drop the longest unused model; False when all are in use."""
+        unused = self._unused()
+        if unused:
+            self._drop(unused[0])
+        return bool(unused)
+
+    def _drop_idle(self) -> None:
+        for key in self._unused():
+            if time.monotonic() - self._residents[key].last_used > self._idle_seconds:
+                self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        """Forget a model; nothing else refers to it, so its memory is free when this returns."""
+        log.info("drop %s", self._residents[key].located.source)
+        del self._residents[key]
+        self._note_bases()
+        gc.collect()  # a model's modules refer to each other in circles
+        if self._loader.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _limit_adapters(self, resident: Resident) -> None:
+        used = {_adapter_key(target) for target in self._used()}
+        idle = [key for key in resident.slots.keys() if key not in used]  # noqa: SIM118 (no mapping)
+        idle.sort(key=lambda key: resident.adapter_used.get(key, 0.0))
+        for key in idle[: max(0, len(resident.slots.keys()) + 1 - MAX_ADAPTERS)]:
+            resident.forget(key)
+
+    def _note_bases(self) -> None:
+        self._bases = tuple(
+            LoadedBase(
+                source=resident.located.source,
+                fingerprint=resident.located.fingerprint,
+                dtype=str(resident.model.dtype).removeprefix("torch."),
+                adapters=tuple(resident.slots.keys()),
+            )
+            for resident in self._residents.values()
+        )
+
+
+def _adapter_key(target: Target) -> str | None:
+    return target.adapter.sha256 if target.adapter is not None and target.kind == "adapter" else None
+
+
+def _stopping() -> RoseError:
+    return EngineBusy("The inference engine is stopping.", code="engine_stopping", retry_after_seconds=5)
+
+
+def _still_loading(target: Target) -> RoseError:
+    return EngineBusy(
+        f"The base {target.base.source!r} of '{target.model}' is still being loaded.",
+        code="model_loading",
+        retry_after_seconds=15,
+    )
+
+
+def _as_rose_error(error: Exception) -> RoseError:
+    """Return what a client may know of `error`; the log gets all of it."""
+    if isinstance(error, RoseError):
+        return error
+    log.error("the engine failed", exc_info=error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return EngineBusy("The device has too little memory for this request now.", retry_after_seconds=5)
+    return RoseError("The inference engine failed; its log has the details.", code="engine_error")

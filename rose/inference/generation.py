@@ -1,0 +1,131 @@
+"""What an engine says while it answers a request, and what a server needs of an engine. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import msgspec
+
+from rose.errors import RoseError, Unavailable
+from rose.inference.request import GenerationRequest
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class EngineBusy(Unavailable):
+    """The inference engine cannot take this request now."""
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        retry_after_seconds: float,
+        code: str = "engine_busy",
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, code=code, hint=hint)
+        self.retry_after_seconds = retry_after_seconds
+        """When to ask again; the header Retry-After."""
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """A token with its log-probability (nats) before temperature."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top: tuple[TokenLogprob, ...] = ()
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that the model wants called."""
+
+    id: str
+    name: str
+    arguments: str
+    """JSON."""
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """The weights are there and the prompt fits; tokens follow."""
+
+    prompt_tokens: int
+
+
+class Text(msgspec.Struct, frozen=True, kw_only=True):
+    """More of choice `index`; the text may be empty when only log-probabilities or a tool call are new."""
+
+    index: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tool_call: ToolCall | None = None
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
+    """Choice `index` is complete."""
+
+    index: int
+    reason: FinishReason
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """All choices are complete; nothing follows."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    """Tokens that the model made for all choices, the end-of-turn token included."""
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True):
+    """The request cannot be answered; nothing follows."""
+
+    error: RoseError
+
+
+Piece = Accepted | Text | Finished | Done | Failed
+
+
+class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine has loaded and does; the answer of GET /health and the capabilities in `workers`."""
+
+    device: str
+    active_requests: int
+    """Requests accepted and not finished, waiting ones included."""
+    bases: tuple[LoadedBase, ...]
+    loading: tuple[str, ...]
+    """Sources of the bases that are being loaded."""
+
+
+class LoadedBase(msgspec.Struct, frozen=True, kw_only=True):
+    """A base (or full model) that answers without loading."""
+
+    source: str
+    fingerprint: str
+    dtype: str
+    adapters: tuple[str, ...]
+    """SHA-256 of the adapters that are loaded on it."""
+
+
+class Engine(Protocol):
+    """Something that answers requests in its own thread."""
+
+    def submit(self, request: GenerationRequest, sink: Callable[[Piece], None]) -> Callable[[], None]:
+        """Queue `request` and return the function that cancels it (idempotent, from any thread, frees it in one step).
+
+        `sink` is called in the engine's threads with Accepted, then Text and Finished, then Done; Failed may come at
+        any time instead. It must not block. Raises: EngineBusy when the queue is full or the engine stops.
+        """
+        ...
+
+    def status(self) -> EngineStatus:
+        """Return what is loaded; callable from any thread."""
+        ...
+
+    def stop(self) -> None:
+        """End every request with Failed at the next step, refuse new ones and let the threads end."""
+        ...
+
+    def join(self, timeout_seconds: float) -> bool:
+        """Wait for the engine's thread after `stop`; return whether it has ended."""
+        ...

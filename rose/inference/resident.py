@@ -1,0 +1,97 @@
+"""A model in memory, with its tokenizer and the adapters that lie ready on it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+
+from rose.inference.text import REPLACEMENT
+from rose.language_models.locate import LocatedBase
+from rose.language_models.lora import AdapterSlots
+
+
+class Resident:
+    """A loaded base, or a full model under the hash of its folder. B rows, T tokens, V vocabulary."""
+
+    def __init__(self, key: str, located: LocatedBase, model: Any, tokenizer: Any) -> None:
+        self.key = key
+        self.located = located
+        self.model = model
+        self.tokenizer = tokenizer
+        self.slots = AdapterSlots(model)
+        self.config = model.config
+        self.vocabulary = int(model.config.get_text_config().vocab_size)
+        self.context_tokens = located.context_tokens
+        self.stop_ids = _stop_ids(model, tokenizer)
+        self.last_used = time.monotonic()
+        """Monotonic seconds."""
+        self.adapter_used: dict[str, float] = {}
+        """Adapter hash -> monotonic seconds of its last use."""
+        self._byte_level = "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder)
+        self._tokens: dict[int, tuple[str, list[int] | None]] = {}
+
+    def forward(self, ids: list[list[int]], past: Any, adapter: str | None) -> torch.Tensor:
+        """Run the model on `ids` [B, T] after the cache `past`; return logits [B, V] of the last position."""
+        tokens = torch.tensor(ids, device=self.model.device)
+        with torch.inference_mode(), self.slots.select(adapter):
+            output = self.model(input_ids=tokens, past_key_values=past, use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1]
+
+    def touch(self, adapter: str | None) -> None:
+        """Note that the model, and this adapter on it, is in use."""
+        self.last_used = time.monotonic()
+        if adapter is not None:
+            self.adapter_used[adapter] = self.last_used
+
+    def forget(self, adapter: str) -> None:
+        """Free an adapter's memory; no request may be using it."""
+        self.slots.remove(adapter)
+        self.adapter_used.pop(adapter, None)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids` without special tokens."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def token(self, token_id: int) -> tuple[str, list[int] | None]:
+        """Return a token's text and, where they can be known, its bytes."""
+        if token_id not in self._tokens:
+            self._tokens[token_id] = self._describe(token_id)
+        return self._tokens[token_id]
+
+    def _describe(self, token_id: int) -> tuple[str, list[int] | None]:
+        text: str = self.tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+        piece: str | None = self.tokenizer.convert_ids_to_tokens(token_id)
+        if piece is None:
+            return text, None
+        if single := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):
+            return text, [int(single[1], 16)]
+        alphabet = _byte_alphabet()
+        if self._byte_level and all(character in alphabet for character in piece):
+            return text, [alphabet[character] for character in piece]
+        return text, None if REPLACEMENT in text else list(text.encode())
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return every token that ends a turn, by the model's generation settings, its configuration or its tokenizer."""
+    found: set[int] = set()
+    for value in (
+        getattr(model.generation_config, "eos_token_id", None),
+        getattr(model.config.get_text_config(), "eos_token_id", None),
+        tokenizer.eos_token_id,
+    ):
+        if value is not None:
+            found.update(value if isinstance(value, (list, tuple)) else [value])
+    return frozenset(int(token_id) for token_id in found)
+
+
+@cache
+def _byte_alphabet() -> dict[str, int]:
+    """Return the byte for each character of byte-level tokens: printable Latin-1 as itself, the rest from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}

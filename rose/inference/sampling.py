@@ -1,0 +1,95 @@
+"""Choose the next token from logits. Deterministic by seed on every device: randomness comes from Python's generator.
+
+V is the vocabulary size.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+import torch
+
+from rose.errors import InvalidRequest, RoseError
+from rose.inference.request import Sampling
+
+
+class Sampler:
+    """Chooses the tokens of one choice, one after another."""
+
+    def __init__(self, sampling: Sampling, *, seed: int | None, index: int, vocabulary: int) -> None:
+        """Take the choice's `index` into the seed, so that choices differ. Raises: InvalidRequest (logit_bias)."""
+        for token_id in sampling.logit_bias:
+            if token_id >= vocabulary:
+                raise InvalidRequest(
+                    f"logit_bias names token {token_id}; the model has the tokens 0 to {vocabulary - 1}.",
+                    code="invalid_value",
+                    param="logit_bias",
+                )
+        self._sampling = sampling
+        self._random = random.Random(None if seed is None else f"{seed}/{index}")
+        self._bias_ids = list(sampling.logit_bias)
+        self._bias = list(sampling.logit_bias.values())
+        self._counts: dict[int, int] | None = {} if sampling.frequency_penalty or sampling.presence_penalty else None
+
+    def choose(self, logits: torch.Tensor) -> int:
+        """Return the next token id for `logits` [V], which stay unchanged. Raises: RoseError when they are NaN."""
+        scores = self._adjusted(logits.float())
+        token_id = self._greedy(scores) if self._sampling.temperature == 0 else self._draw(scores)
+        if self._counts is not None:
+            self._counts[token_id] = self._counts.get(token_id, 0) + 1
+        return token_id
+
+    def _adjusted(self, logits: torch.Tensor) -> torch.Tensor:
+        """Add bias and penalties as OpenAI defines them: logit - count * frequency - (count > 0) * presence."""
+        if not self._bias_ids and not self._counts:
+            return logits
+        scores = logits.clone()
+        if self._bias_ids:
+            ids = torch.tensor(self._bias_ids, device=scores.device)
+            scores[ids] += torch.tensor(self._bias, device=scores.device)
+        if self._counts:
+            ids = torch.tensor(list(self._counts), device=scores.device)
+            counts = torch.tensor(list(self._counts.values()), dtype=scores.dtype, device=scores.device)
+            scores[ids] -= self._sampling.frequency_penalty * counts + self._sampling.presence_penalty
+        return scores
+
+    def _greedy(self, scores: torch.Tensor) -> int:
+        best, token_id = torch.max(scores, dim=0)
+        _check(best)
+        return int(token_id.item())
+
+    def _draw(self, scores: torch.Tensor) -> int:
+        """Invert the cumulative distribution at one random point in (0, total]; no token of probability 0 is hit."""
+        # Shifted first, so that a tiny temperature cannot overflow.
+        best = _check(scores.max())
+        probabilities = torch.softmax((scores - best) / self._sampling.temperature, dim=0)
+        order: torch.Tensor | None = None
+        if self._sampling.top_p < 1:
+            probabilities, order = torch.sort(probabilities, descending=True, stable=True)
+            before = torch.cumsum(probabilities, dim=0) - probabilities
+            # The most likely token always stays, also with top_p 0.
+            kept = max(1, int((before < self._sampling.top_p).sum().item()))
+            probabilities, order = probabilities[:kept], order[:kept]
+        cumulative = torch.cumsum(probabilities, dim=0)
+        point = (1.0 - self._random.random()) * cumulative[-1:]
+        position = int(torch.searchsorted(cumulative, point).item())
+        return position if order is None else int(order[position].item())
+
+
+def top_logprobs(logits: torch.Tensor, token_id: int, count: int) -> tuple[float, list[tuple[int, float]]]:
+    """Return the log-probability (nats) of `token_id` in `logits` [V], and the `count` most likely ids with theirs.
+
+    They are the model's own: before temperature, bias and penalties.
+    """
+    logprobs = torch.log_softmax(logits.float(), dim=0)
+    values, ids = torch.topk(logprobs, min(count, logprobs.shape[0]))
+    return float(logprobs[token_id].item()), list(zip(ids.tolist(), values.tolist(), strict=True))
+
+
+def _check(best: torch.Tensor) -> float:
+    """Return the largest score. Raises: RoseError when it is no finite number (a NaN anywhere is the largest)."""
+    value = best.item()
+    if not math.isfinite(value):
+        raise RoseError("The model gives no finite numbers; its training has diverged.", code="model_diverged")
+    return value
