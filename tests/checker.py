@@ -8,11 +8,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import asyncpg
 import msgspec
 
 from rose.domain import catalogue, files, job_events, jobs, models
+from rose.log.read import Recorded
 
 ENTITIES: Mapping[str, tuple[str, Any]] = {"job": ("jobs", jobs), "file": ("files", files), "model": ("models", models)}
 CLAIMS = ("job.validation_started", "job.started")
@@ -67,13 +69,8 @@ async def read_dump(dsn: str) -> Dump:
             return Dump(
                 head=await connection.fetchval("select position from rose.log_head"),
                 events=[_event(row) for row in await connection.fetch("select * from rose.events order by position")],
-                streams={
-                    key: value for key, value in await connection.fetch("select stream_id, version from rose.streams")
-                },
-                commands={
-                    key: value
-                    for key, value in await connection.fetch("select command_id, position from rose.commands")
-                },
+                streams=await _pairs(connection, "select stream_id, version from rose.streams"),
+                commands=await _pairs(connection, "select command_id, position from rose.commands"),
                 rows={
                     table: [dict(row) for row in await connection.fetch(f"select * from rose.{table} order by id")]
                     for table, _ in ENTITIES.values()
@@ -120,6 +117,17 @@ def changed(earlier: Dump, later: Dump) -> list[str]:
 
 async def _pairs(connection: Any, query: str) -> dict[str, int]:
     return {row[0]: row[1] for row in await connection.fetch(query)}
+
+
+def unlike(seen: Sequence[Recorded], dump: Dump) -> list[str]:
+    """Return where a reader that followed the log from its start differs from what the log holds in the end."""
+    read = [(event.position, event.event_id) for event in seen]
+    held = [(event["position"], UUID(str(event["event_id"]))) for event in dump.events]
+    return [
+        *(f"position {position}: never seen by the reader" for position, _ in sorted(set(held) - set(read))),
+        *(f"position {position}: seen, and not in the log" for position, _ in sorted(set(read) - set(held))),
+        *(f"position {later[0]}: seen after {earlier[0]}" for earlier, later in pairwise(read) if earlier >= later),
+    ]
 
 
 def _event(row: Any) -> dict[str, Any]:
@@ -253,7 +261,11 @@ def _views(dump: Dump) -> Iterator[str]:
             continue
         expected = dict(_expected(view, [e for e in dump.events if e["position"] <= projection["position"]]))
         key = {"metrics": lambda row: (row["job_id"], row["step"]), "checkpoints": lambda row: row["id"]}[view]
-        stored = {key(row): msgspec.json.decode(row["doc"]) for row in dump.views[view]}
+        stored = {
+            key(row): msgspec.json.decode(row["doc"])
+            for row in dump.views[view]
+            if row["version"] == projection["version"]
+        }
         for name in sorted(expected.keys() | stored.keys(), key=str):
             if expected.get(name) != stored.get(name):
                 yield f"rose.{view}: {name} is {stored.get(name)!r}, the log makes {expected.get(name)!r}"

@@ -47,7 +47,6 @@ class Tailer:
         self._position = 0
         self._stopped = False
         self._stream_waiters: dict[str, _Waiters] = {}
-        self._any_waiter = anyio.Event()
         self._notified = anyio.Event()
         self._lost = False
         self._ended = anyio.Event()
@@ -111,15 +110,6 @@ class Tailer:
                 if self._has(stream_id, after_position):
                     return True
                 await self._wait_once(stream_id)
-        return False
-
-    async def wait_for_any(self, after_position: int, timeout: float) -> bool:
-        """Wait up to `timeout` seconds for any event after `after_position`; False after the time or a stop."""
-        with anyio.move_on_after(timeout):
-            while not self._stopped:
-                if self._position > after_position:
-                    return True
-                await self._any_waiter.wait()
         return False
 
     def _has(self, stream_id: str, after_position: int) -> bool:
@@ -215,8 +205,6 @@ class Tailer:
             waiters = self._stream_waiters.pop(stream_id, None)
             if waiters is not None:
                 waiters.event.set()
-        self._any_waiter.set()
-        self._any_waiter = anyio.Event()
 
 
 class _Waiters:

@@ -131,12 +131,10 @@ def lease_change(action: str, lease: Lease, *, not_before_seconds: float = 0.0) 
     )
 
 
-async def queued_job(pool: Pool) -> str:
-    """Create a job and validate it; returns its id."""
-    job_id = await created_job(pool)
-    lease = await claim(pool, job_id, "validation", owner="validator")
-    finished = job_commands.FinishValidation(
-        epoch=lease.epoch,
+def validated(epoch: int) -> job_commands.FinishValidation:
+    """Return the command that ends a validation well."""
+    return job_commands.FinishValidation(
+        epoch=epoch,
         at=2,
         base=BASE,
         hyperparameters=HYPERPARAMETERS,
@@ -144,7 +142,13 @@ async def queued_job(pool: Pool) -> str:
         validation_tokens=0,
         needs={},
     )
-    await tell(pool, job_id, finished, epoch=lease.epoch, lease=lease_change("release", lease))
+
+
+async def queued_job(pool: Pool) -> str:
+    """Create a job and validate it; returns its id."""
+    job_id = await created_job(pool)
+    lease = await claim(pool, job_id, "validation", owner="validator")
+    await tell(pool, job_id, validated(lease.epoch), epoch=lease.epoch, lease=lease_change("release", lease))
     return job_id
 
 
