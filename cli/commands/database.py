@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 from cyclopts import Parameter
@@ -27,8 +27,7 @@ def migrate(*, common: Common = COMMON) -> None:
     from rose.local import state
     from rose.log import migrate as migrations
 
-    settings = state.connection(settings_module.load())
-    applied = anyio.run(migrations.migrate, settings.database_url)
+    applied = anyio.run(migrations.migrate, state.connection(settings_module.load()).database_url or "")
     lines = [f"applied {name}" for name in applied] or ["Nothing to do: all migrations are in."]
     common.output.show(applied, identity=str(len(applied)), lines=lines)
 
@@ -40,8 +39,7 @@ def status(*, common: Common = COMMON) -> int:
     from rose.local import state
     from rose.log import migrate as migrations
 
-    settings = state.connection(settings_module.load())
-    found = anyio.run(migrations.status, settings.database_url)
+    found = anyio.run(migrations.status, state.connection(settings_module.load()).database_url or "")
     rows = [(one.name, one.state) for one in found]
     common.output.table(("migration", "state"), rows, things=found, empty="There are no migrations.")
     behind = any(one.state != "applied" for one in found)
@@ -53,14 +51,14 @@ def status(*, common: Common = COMMON) -> int:
 def list_projections(*, common: Common = COMMON) -> None:
     """List the views and how far they have read."""
     from projections import positions
-    from rose.log import read
 
-    async def work(pool: Pool, settings: Settings) -> tuple[list[Any], int]:
-        return list(await positions.list_projections(pool)), await read.head(pool)
+    async def work(pool: Pool, settings: Settings) -> list[positions.Progress]:
+        return await positions.list_projections(pool)
 
-    found, head = _on_database(work)
+    found = _on_database(work)
     rows = [
-        (one.name, one.status, str(one.position), str(max(0, head - one.position)), one.error or "") for one in found
+        (one.name, one.status, str(one.position), str(max(0, one.head - one.position)), one.error or "")
+        for one in found
     ]
     common.output.table(
         ("view", "status", "position", "behind", "error"), rows, things=found, empty="No view has been made yet."
