@@ -41,7 +41,7 @@ class Nats:
         self.folder = data_dir / "nats"
         self.configuration = self.folder / "nats.conf"
         self.ports = self.folder / "ports"
-        self.binary = packagedpackaged_binary()
+        self.binary = packaged_binary()
 
     @property
     def url(self) -> str:
@@ -149,7 +149,7 @@ def write_private(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
-def packagedpackaged_binary() -> Path:
+def packaged_binary() -> Path:
     beside = Path(sysconfig.get_path("scripts")) / "nats-server"
     found = str(beside) if beside.exists() else shutil.which("nats-server")
     if found is None:
