@@ -99,6 +99,17 @@ class Supervision:
                 tasks.cancel_scope.cancel()
         except* StaleEpoch as stale:
             log.info("%s is not ours any more: %s", self._owned.name, stale.exceptions[0])
+        await self._tidy_up()
+
+    async def _tidy_up(self) -> None:
+        """Delete the recovery points of a job that has ended. A failure only costs disk space."""
+        try:
+            await self._owned.refresh()
+            if self._owned.state.is_terminal:
+                for point in self._owned.state.recovery_points:
+                    await anyio.to_thread.run_sync(self._blobs.delete, point.artifact.path)
+        except (Unavailable, OSError) as error:
+            log.warning("The recovery points of %s were not deleted: %s", self._owned.name, error)
 
     # --- the child --------------------------------------------------------------------------------------------------
 

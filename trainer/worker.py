@@ -43,8 +43,9 @@ ANNOUNCE_SECONDS = 3.0
 CANDIDATES = 200
 """Oldest jobs that are looked at for one claim; so many unsuitable ones must not hide one that fits."""
 SPACE_CHECK_SECONDS = 2.0
-SPACE_RETRY_SECONDS = 30.0
-"""Least time between two resumptions of a job that a full disk paused."""
+SPACE_RETRY_SECONDS = 10.0
+"""After a full disk paused a job again, the least time until it is resumed once more; doubled each time."""
+LONGEST_SPACE_RETRY_SECONDS = 600.0
 WITHDRAW_SECONDS = 2.0
 JOB_CHANGES = ("rose.v1.job.*.cancelled", "rose.v1.job.*.paused")
 
@@ -108,7 +109,8 @@ class _Worker:
         self._validation = _Slot("validation", bus.wake_on(JOB_CREATED))
         self._training = _Slot("training", bus.wake_on(JOB_QUEUED))
         self._announce_now = Wake()
-        self._resumed_at: dict[str, float] = {}
+        self._space_retries: dict[str, tuple[float, float]] = {}
+        """Job paused by a full disk -> (earliest next resumption, wait after that one)."""
         for subject in JOB_CHANGES:
             bus.subscribe(subject, self._heard_of_change)
 
@@ -247,15 +249,19 @@ class _Worker:
         await leases.announce(self._pool, worker)
 
     async def _resume_when_there_is_space(self) -> None:
-        """Queue jobs again that a full disk paused, when there is room: each now and then, for it may fill up again."""
+        """Queue jobs again that a full disk paused, once it has room for what they save; less and less often."""
         free = await anyio.to_thread.run_sync(self._blobs.free_bytes)
-        if free <= self._settings.min_free_bytes:
-            return
-        for state in await jobs_view.paused(self._pool, NO_SPACE):
-            now = time.monotonic()
-            if now - self._resumed_at.get(state.id, -SPACE_RETRY_SECONDS) < SPACE_RETRY_SECONDS:
+        paused = await jobs_view.paused(self._pool, NO_SPACE)
+        self._space_retries = {
+            job_id: retry for job_id, retry in self._space_retries.items() if time.monotonic() < sum(retry)
+        }
+        for state in paused:
+            saved_bytes = max((point.artifact.bytes for point in state.recovery_points), default=0)
+            earliest, wait_seconds = self._space_retries.get(state.id, (0.0, SPACE_RETRY_SECONDS))
+            if free <= self._settings.min_free_bytes + saved_bytes or time.monotonic() < earliest:
                 continue
-            self._resumed_at[state.id] = now
+            longer = min(2 * wait_seconds, LONGEST_SPACE_RETRY_SECONDS)
+            self._space_retries[state.id] = (time.monotonic() + wait_seconds, longer)
             log.info("%s goes on: the disk has room again", state.id)
             try:
                 await self._commands.job(state.id, ResumeJob(at=int(time.time())), Request(actor=self._actor))
