@@ -230,7 +230,7 @@ async def _projections(given: settings.Settings, stop: anyio.Event) -> None:
         bus = await stack.enter_async_context(Bus(given.nats_url, token=given.nats_token, name="rose relay"))
         await stack.enter_async_context(announced(pool, "projections"))
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(relay.run, pool, bus, relay.stream_settings(given), stop)
+            tasks.start_soon(relay.run, pool, bus, given, stop)
             tasks.start_soon(runner.run, pool, stop)
 
 

@@ -71,9 +71,11 @@ def hold(settings: Settings) -> Generator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise already_running(settings) from None
-        yield
-        for name in ("running.json", "connection.json"):
-            (settings.data_dir / name).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            for name in ("running.json", "connection.json"):
+                (settings.data_dir / name).unlink(missing_ok=True)
     finally:
         os.close(fd)
 
