@@ -1,0 +1,100 @@
+"""SEED.md word by word on `rose up`: every command of docs/workflow.md, then what the models answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests import services
+from tests.acceptance.seed import JOB_ID, MODEL, Workflow, training_data
+from tests.local.rose_up import RoseUp, rose_up
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+EXAMPLES = [msgspec.json.decode(line)["messages"] for line in training_data().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def rose(fixture_base: Path) -> Iterator[RoseUp]:
+    """A running ROSE whose `qwen-coder` is the test model."""
+    with services.private_folder() as folder:
+        with rose_up(folder, {"ROSE_MODEL_ALIASES": f"qwen-coder={fixture_base}"}) as started:
+            yield started
+
+
+@pytest.fixture(scope="module")
+def followed(rose: RoseUp, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workflow, dict[str, str]]:
+    """Someone who followed the page to its section on changing one's mind, and what was printed."""
+    workflow = Workflow(tmp_path_factory.mktemp("work"), rose.settings.url, os.environ)
+    return workflow, workflow.follow()
+
+
+def answer(workflow: Workflow, model: str, prompt: str) -> dict[str, Any]:
+    return msgspec.json.decode(workflow.rose("chat", prompt, "--model", model, "--temperature", "0", "--json"))
+
+
+def text(reply: dict[str, Any]) -> str:
+    return reply["choices"][0]["message"]["content"]
+
+
+def test_the_page_runs_as_it_stands(followed: tuple[Workflow, dict[str, str]]) -> None:
+    workflow, outputs = followed
+    events = next(output for command, output in outputs.items() if "finetune events" in command)
+    assert "New fine-tuned model created: " + workflow.known[MODEL] in events
+    assert events.rstrip().endswith("The job has successfully completed")
+    shown = next(output for command, output in outputs.items() if "finetune get" in command)
+    assert workflow.known[JOB_ID] in shown
+    [chat] = [output for command, output in outputs.items() if "rose chat" in command]
+    assert chat.strip()
+    [created] = [msgspec.json.decode(output) for command, output in outputs.items() if command.startswith("curl")]
+    assert created["status"] == "validating_files"
+    assert created["hyperparameters"]["n_epochs"] == 3
+
+
+def test_the_tuned_model_answers_as_trained_and_the_base_does_not(followed: tuple[Workflow, dict[str, str]]) -> None:
+    workflow, _ = followed
+    for prompt, wanted in EXAMPLES:
+        tuned = answer(workflow, workflow.known[MODEL], prompt["content"])
+        assert tuned["model"] == workflow.known[MODEL]
+        assert text(tuned) == wanted["content"]
+        assert tuned["choices"][0]["finish_reason"] == "stop"
+        base = answer(workflow, "qwen-coder", prompt["content"])
+        assert base["model"] == "qwen-coder"
+        assert text(base) != wanted["content"]
+
+
+def test_no_hidden_epochs(followed: tuple[Workflow, dict[str, str]]) -> None:
+    workflow, _ = followed
+    job = msgspec.json.decode(workflow.rose("finetune", "get", workflow.known[JOB_ID], "--json"))
+    assert job["hyperparameters"]["n_epochs"] * 2 // job["hyperparameters"]["batch_size"] == 50
+    assert job["progress"]["total_steps"] == job["progress"]["step"] == 50
+
+
+def test_a_second_adapter_leaves_the_first_one_alone(followed: tuple[Workflow, dict[str, str]]) -> None:
+    workflow, _ = followed
+    first = workflow.known[MODEL]
+    unseen = "Name a colour."
+    before = [text(answer(workflow, first, prompt)) for prompt in (EXAMPLES[0][0]["content"], unseen)]
+    other = {
+        "messages": [
+            {"role": "user", "content": EXAMPLES[0][0]["content"]},
+            {"role": "assistant", "content": "Ask me tomorrow."},
+        ]
+    }
+    (workflow.folder / "other.jsonl").write_bytes(msgspec.json.encode(other) + b"\n")
+    workflow.rose("finetune", "create", "other.jsonl", "--model", "qwen-coder", "--suffix", "other", "--epochs", "40")
+    workflow.rose("finetune", "events", "last")
+    second = msgspec.json.decode(workflow.rose("finetune", "get", "last", "--json"))["fine_tuned_model"]
+    assert text(answer(workflow, second, EXAMPLES[0][0]["content"])) == "Ask me tomorrow."
+    after = [text(answer(workflow, first, prompt)) for prompt in (EXAMPLES[0][0]["content"], unseen)]
+    assert after == before
+
+
+def test_the_views_are_what_the_log_says(rose: RoseUp, followed: tuple[Workflow, dict[str, str]]) -> None:
+    verified = rose.rose("projections", "verify")
+    assert (verified.returncode, verified.stdout) == (0, "Every view is what the log says.\n"), verified
