@@ -5,9 +5,8 @@ The engine speaks OpenAI's protocol, so answers pass through as they come; nothi
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -21,7 +20,7 @@ from rose.api.model_names import Base, Named, find_model
 from rose.api.routes import post
 from rose.api.services import Services, TheServices
 from rose.domain.job_values import BaseModel
-from rose.errors import InvalidRequest, NotFound, RoseError, Unavailable
+from rose.errors import InvalidRequest, NotFound, RoseError
 from rose.inference.request import Target, parse_request
 
 logger = logging.getLogger(__name__)
@@ -37,22 +36,17 @@ async def create_chat_completion(request: AnyRequest, services: TheServices) -> 
             "Missing required parameter: messages.", code="missing_required_parameter", param="messages"
         )
     named = await find_model(services, model)
-    asking = {**body, "rose": msgspec.to_builtins(_target(named))}
+    target = _target(named)
+    asking = {**body, "rose": msgspec.to_builtins(target)}
     parsed = parse_request(msgspec.json.encode(asking))
-    url = await _least_busy_engine(services)
+    engines = await leases.workers(services.pool, "inference")
+    url = services.engines.choose(engines, target.base.fingerprint)
     if not parsed.stream:
         return Response(await services.engines.complete(url, asking), status_code=200)
-    stack = contextlib.AsyncExitStack()
-    try:
-        # Entered before the answer starts, so that a refusal is a status and not a broken stream.
-        lines = await stack.enter_async_context(services.engines.stream(url, asking))
-    except BaseException:
-        await stack.aclose()
-        raise
+    frames = _passed_on(services, url, asking)
+    await anext(frames)  # so that a refusal is a status and not a broken stream
     return Stream(
-        _passed_on(stack, lines),
-        media_type="text/event-stream",
-        headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+        frames, media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
     )
 
 
@@ -66,9 +60,13 @@ async def refuse_other_kinds(request: AnyRequest) -> None:
     )
 
 
-async def _passed_on(stack: contextlib.AsyncExitStack, lines: AsyncIterator[str]) -> AsyncGenerator[bytes, None]:
-    """Yield the engine's data lines as frames; leaving early closes its connection, which frees the engine."""
-    async with stack:
+async def _passed_on(services: Services, url: str, asking: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+    """Yield nothing once the engine has accepted, then its data lines as frames.
+
+    Leaving early closes the connection to the engine, which frees it.
+    """
+    async with services.engines.stream(url, asking) as lines:
+        yield b""
         try:
             async for line in lines:
                 yield f"data: {line}\n\n".encode()
@@ -81,24 +79,6 @@ def _target(named: Named) -> Target:
     if isinstance(named, Base):
         return Target(model=named.name, base=BaseModel(source=named.source, revision=None, fingerprint=""))
     return Target(model=named.name, base=named.base, adapter=named.artifact, kind=named.kind)
-
-
-async def _least_busy_engine(services: Services) -> str:
-    """Return the address of the engine with the fewest requests. Raises: Unavailable when there is none."""
-    engines = await leases.workers(services.pool, "inference")
-    busy = {engine.url: _active_requests(engine) for engine in engines if engine.url}
-    if not busy:
-        raise Unavailable(
-            "No inference engine is connected.",
-            code="no_engine",
-            hint="`rose up` starts one; so does `rose serve inference`.",
-        )
-    return min(busy, key=lambda url: busy[url])
-
-
-def _active_requests(engine: leases.Worker) -> int:
-    active = engine.capabilities.get("active_requests", 0)
-    return active if isinstance(active, int) else 0
 
 
 HANDLERS = (create_chat_completion, refuse_other_kinds)

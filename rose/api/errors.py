@@ -6,6 +6,7 @@ An internal failure is logged with its traceback and the request id; its answer 
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import msgspec
@@ -28,6 +29,7 @@ from rose.errors import (
     TooLarge,
     Unavailable,
 )
+from rose.inference.generation import EngineBusy
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,8 @@ def answer(error: RoseError) -> Response[bytes]:
     if isinstance(error, Conflict):
         status = Unavailable.status
     if status == Unavailable.status:
-        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+        wait = error.retry_after_seconds if isinstance(error, EngineBusy) else RETRY_AFTER_SECONDS
+        headers["retry-after"] = str(math.ceil(wait))
     if isinstance(error, NoSpace):
         headers["x-should-retry"] = "false"
     return Response(error_json(error), status_code=status, media_type="application/json", headers=headers)

@@ -11,6 +11,7 @@ from litestar import Response
 from litestar.params import FromPath
 from litestar.response import Stream
 
+from projections import checkpoints as checkpoints_view
 from projections import job_events as job_events_view
 from projections import jobs as jobs_view
 from rose.api import wire
@@ -124,18 +125,16 @@ async def list_checkpoints(
     request: AnyRequest, services: TheServices, job_id: FromPath[str]
 ) -> wire.Listing[wire.JobCheckpoint]:
     """List a job's checkpoints, newest first."""
-    state = await _existing(services, job_id)
+    await _existing(services, job_id)
     page = query_page(request, default=10, maximum=MAX_CHECKPOINTS_LISTED, clamp=True)
-    newest_first = [wire.checkpoint(job_id, made) for made in reversed(state.checkpoints)]
-    if page.after is not None:
-        ids = [made.id for made in newest_first]
-        newest_first = newest_first[ids.index(page.after) + 1 :] if page.after in ids else []
-    data = newest_first[: page.limit]
+    check_text({"after": page.after})
+    made = await checkpoints_view.newest_first(services.pool, job_id, limit=page.limit + 1, after=page.after)
+    data = [wire.checkpoint(one) for one in made[: page.limit]]
     return wire.Listing(
         data=data,
         first_id=data[0].id if data else None,
         last_id=data[-1].id if data else None,
-        has_more=len(newest_first) > page.limit > 0,
+        has_more=len(made) > page.limit > 0,
     )
 
 

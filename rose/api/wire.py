@@ -10,9 +10,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from projections.checkpoints import CheckpointRow
 from rose.domain.artifacts import Artifact
 from rose.domain.files import FileState
-from rose.domain.job_values import BaseModel, Checkpoint, JobError, Warning
+from rose.domain.job_values import BaseModel, JobError, Warning
 from rose.domain.jobs import JobState
 from rose.domain.messages import JobMessage
 from rose.domain.models import ModelState
@@ -238,12 +239,12 @@ def job_event(message: JobMessage, created_at: int) -> JobEvent:
     )
 
 
-def checkpoint(job_id: str, made: Checkpoint) -> JobCheckpoint:
+def checkpoint(made: CheckpointRow) -> JobCheckpoint:
     """Return the checkpoint as clients see it."""
     return JobCheckpoint(
         id=made.id,
         created_at=made.created_at,
-        fine_tuning_job_id=job_id,
+        fine_tuning_job_id=made.job_id,
         fine_tuned_model_checkpoint=made.model_name,
         step_number=made.step,
         metrics={"step": made.step, **made.metrics},

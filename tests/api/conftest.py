@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -13,14 +14,18 @@ import pytest
 import uvicorn
 from openai import AsyncOpenAI
 
+from projections import runner
 from rose.api.app import create_app
 from rose.api.services import Services
 from rose.blobs import Blobs
 from rose.commands import Commands
-from rose.log.pool import Pool
-from rose.log.tail import Tailer
-from rose.settings import Settings
+from rose.inference.client import EngineClient
+from rose.log.pool import Pool, open_pool
+from rose.log.tail import RING, Tailer
+from rose.settings import Settings, load
 from tests.api.running import SEED, Running, free_port
+from tests.conftest import _execute, _with_database
+from tests.services import private_folder
 
 START_SECONDS = 30.0
 
@@ -42,12 +47,9 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving(settings: Settings, pool: Pool) -> AsyncGenerator[Running]:
+async def serving(settings: Settings, pool: Pool, *, ring: int = RING) -> AsyncGenerator[Running]:
     """Serve the API with these parts until the block ends."""
-    from typing import Any
-
-    engines: Any = None
-    async with Tailer(pool) as tailer:
+    async with Tailer(pool, ring=ring) as tailer, EngineClient(token=settings.inference_token) as engines:
         services = Services(
             settings=settings,
             pool=pool,
@@ -66,7 +68,9 @@ async def serving(settings: Settings, pool: Pool) -> AsyncGenerator[Running]:
             timeout_graceful_shutdown=5,
         )
         server = _Server(config)
+        stop = anyio.Event()
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(runner.run, pool, stop)
             tasks.start_soon(server.serve)
             with anyio.fail_after(START_SECONDS):
                 await server.listening.wait()
@@ -75,6 +79,7 @@ async def serving(settings: Settings, pool: Pool) -> AsyncGenerator[Running]:
                 AsyncOpenAI(base_url=f"{settings.url}/v1", api_key="any", timeout=60, max_retries=0) as openai,
             ):
                 yield Running(services=services, http=http, openai=openai)
+            stop.set()
             tailer.stop()
             server.should_exit = True
 
@@ -89,6 +94,27 @@ async def api(api_settings: Settings, pool: Pool) -> AsyncIterator[Running]:
     """A running API."""
     async with serving(api_settings, pool) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+async def shared_api(anyio_backend: str, postgres_dsn: str, template_database: str) -> AsyncIterator[Running]:
+    """One running API for those tests of a module that change nothing."""
+    name = f"rose_shared_{secrets.token_hex(6)}"
+    await _execute(postgres_dsn, f"create database {name} template {template_database} strategy file_copy")
+    with private_folder() as folder:
+        settings = load({"ROSE_CONFIG": "/nonexistent"}, data_dir=str(folder), port=free_port())
+        pool = await open_pool(_with_database(postgres_dsn, name))
+        async with serving(settings, pool) as running:
+            yield running
+        await pool.close()
+    await _execute(postgres_dsn, f"drop database {name} with (force)")
+
+
+@pytest.fixture(scope="module")
+async def shared_file(shared_api: Running) -> str:
+    """Id of a training file in `shared_api`."""
+    made = await shared_api.openai.files.create(file=("a.jsonl", SEED), purpose="fine-tune")
+    return made.id
 
 
 @pytest.fixture

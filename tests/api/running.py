@@ -67,6 +67,12 @@ class Trainer:
         self._owner = new_id("trainer_")
         self.epoch = 0
 
+    def on(self, services: Services) -> Trainer:
+        """Return the same trainer, in the same run, working through other services."""
+        again = Trainer(services, self._job_id)
+        again.epoch, again._owner = self.epoch, self._owner
+        return again
+
     async def announce(self, **capabilities: Any) -> None:
         """Appear among the workers."""
         worker = leases.Worker(id=self._owner, kind="trainer", host="here", url=None, capabilities=capabilities, pid=1)
