@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import msgspec
 import psutil
 
 from projections import jobs as jobs_view
+from rose import leases
 from rose.blobs import Blobs
 from rose.bus import Bus
 from rose.commands import Commands, Request
@@ -74,6 +76,7 @@ class House:
         self.base = base
         self.blobs = Blobs(settings.blobs)
         self.commands = Commands(pool)
+        self._bus: Bus | None = None
 
     def reset(self, **settings: Any) -> None:
         """Change settings for trainers that start from now on."""
@@ -194,23 +197,24 @@ class House:
         steps = [event.step for event in await self.events(job_id) if isinstance(event, RecoveryPointSaved)]
         return steps[-1] if steps else None
 
+    async def trainer_is_connected(self) -> bool:
+        """Tell whether a trainer of this process works and hears NATS."""
+        workers = await leases.workers(self.pool, "trainer")
+        return self._bus is not None and self._bus.connected and bool(workers)
+
     @asynccontextmanager
-    async def trainer(self, stop: anyio.Event | None = None) -> AsyncGenerator[anyio.Event]:
+    async def trainer(self, **overrides: Any) -> AsyncGenerator[anyio.Event]:
         """Run a trainer in this process; it drains at the end of the block."""
-        stop = stop or anyio.Event()
-
-        async def run() -> None:
-            async with Bus(self.settings.nats_url, token=self.settings.nats_token, name="test trainer") as bus:
-                await worker.run(self.settings, self.pool, bus, self.blobs, stop, launch=launcher.command)
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(run)
-            try:
-                yield stop
-                stop.set()
-            except BaseException:
-                tasks.cancel_scope.cancel()
-                raise
+        stop = anyio.Event()
+        settings = msgspec.structs.replace(self.settings, **overrides)
+        async with (
+            Bus(settings.nats_url, token=settings.nats_token, name="test trainer") as self._bus,
+            anyio.create_task_group() as tasks,
+        ):
+            run = partial(worker.run, launch=launcher.command)
+            tasks.start_soon(run, settings, self.pool, self._bus, self.blobs, stop)
+            yield stop
+            stop.set()
 
     @contextmanager
     def trainer_process(self, dsn: str, **overrides: Any) -> Generator[subprocess.Popen[bytes]]:
