@@ -126,11 +126,16 @@ def _varlen() -> _Varlen | None:
 
 
 def use_packed_attention(model: Any) -> None:
-    """Make the model attend through `packed_attention`. Raises: ValueError when its code does not allow that."""
+    """Make the model attend through `packed_attention`.
+
+    Raises: NotImplementedError when its code does not go through transformers' attention interface.
+    """
     AttentionInterface.register(ROSE_ATTENTION, packed_attention)
-    model.set_attn_implementation(ROSE_ATTENTION)
+    use_attention(model, ROSE_ATTENTION)
+    if model.config._attn_implementation != ROSE_ATTENTION:
+        raise NotImplementedError("its attention cannot be replaced")
 
 
-def use_plain_attention(model: Any) -> None:
-    """Make the model attend as transformers does by itself; then a row must be one document."""
-    model.set_attn_implementation("sdpa")
+def use_attention(model: Any, name: str) -> None:
+    """Make the model attend through the registered function `name`, such as `sdpa`."""
+    model.set_attn_implementation(name)

@@ -34,7 +34,9 @@ KEPT = 2
 COMMIT_SECONDS = 15.0
 """On top of the time after which a child without its supervisor has left: a point older than both was either named by
 an event, or nothing of this run counts any more."""
-MAX_UNSETTLED = 40
+MAX_WAITING = 40
+MAX_WAITING_BYTES = 2 << 30
+"""Points that may wait for their events, by number and size; see `has_room`."""
 
 
 class RunState(msgspec.Struct, kw_only=True):
@@ -77,7 +79,7 @@ class _Stored(msgspec.Struct, frozen=True, kw_only=True):
 def environment(hardware: Hardware) -> dict[str, str]:
     """Return what the last bits of a run's numbers depend on besides its plan."""
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "device": hardware.device.type,
         "threads": str(hardware.threads),
@@ -107,8 +109,8 @@ class Recovery:
         self._settle_seconds = abandon_seconds + COMMIT_SECONDS
         self._min_free_bytes = min_free_bytes
         self._known = known
-        # Newest last: (path, time it was made). Points of earlier attempts are named by events already.
-        self._kept: list[tuple[str, float]] = [(point.artifact.path, float("-inf")) for point in reversed(known)]
+        # Newest last: (path, time it was made, size). Points of earlier attempts are named by events already.
+        self._kept = [(point.artifact.path, float("-inf"), point.artifact.bytes) for point in reversed(known)]
         self.last_step = 0
         """Step of the newest point that this run made or began from."""
 
@@ -165,11 +167,11 @@ class Recovery:
         differences = [f"{k} {v} -> {now[k]}" for k, v in stored.environment.items() if now.get(k) != v]
         return stored.state, best, ", ".join(differences) or None
 
-    def due(self, state: RunState, *, last_made: float, seconds: float, steps: int | None) -> bool:
-        """Tell whether the interval in seconds or steps is over; never while too many points await their events."""
-        if steps is not None and state.step - self.last_step >= steps:
-            return self._unsettled() < MAX_UNSETTLED
-        return time.monotonic() - last_made >= seconds
+    @property
+    def has_room(self) -> bool:
+        """False while so many points wait for their events that another one would only fill the disk."""
+        waiting = [size for index, (_, _, size) in enumerate(self._kept) if not self._is_settled(index)]
+        return len(waiting) < MAX_WAITING and (len(waiting) < KEPT or sum(waiting) < MAX_WAITING_BYTES)
 
     def write(
         self,
@@ -214,7 +216,7 @@ class Recovery:
         )
         self.last_step = state.step
         self._kept = [entry for entry in self._kept if entry[0] != artifact.path]
-        self._kept.append((artifact.path, time.monotonic()))
+        self._kept.append((artifact.path, time.monotonic(), artifact.bytes))
         return artifact
 
     def prune(self) -> None:
@@ -222,15 +224,12 @@ class Recovery:
         settled = [index for index in range(len(self._kept)) if self._is_settled(index)]
         if len(settled) <= KEPT:
             return
-        for path, _ in self._kept[: settled[-KEPT]]:
+        for path, _, _ in self._kept[: settled[-KEPT]]:
             self._blobs.delete(path)
         self._kept = self._kept[settled[-KEPT] :]
 
     def _is_settled(self, index: int) -> bool:
         return time.monotonic() - self._kept[index][1] > self._settle_seconds
-
-    def _unsettled(self) -> int:
-        return sum(not self._is_settled(index) for index in range(len(self._kept)))
 
     def _read(self, folder: Path) -> _Stored:
         return msgspec.json.decode((folder / STATE_FILE).read_bytes(), type=_Stored)

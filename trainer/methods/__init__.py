@@ -1,0 +1,35 @@
+"""Training methods by the name that a job gives them. A method is a module with the functions of `Method`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from trainer.batches import Document, Example
+from trainer.methods import sft
+
+
+class Method(Protocol):
+    """What a method's module provides; see trainer/methods/sft.py."""
+
+    def read_examples(self, path: Path, tokenizer: Any, maximum_tokens: int) -> list[Example]:
+        """Read a data file."""
+        ...
+
+    def choose_forward(self, model: Any, documents: Sequence[Document], device: torch.device) -> Any:
+        """Find out how this model computes label losses."""
+        ...
+
+    def assemble(self, documents: Sequence[Document], device: torch.device) -> Any:
+        """Make the tensors of a micro-batch."""
+        ...
+
+    def loss(self, model: Any, batch: Any, forward: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the weighted sums of cross-entropy and of right answers."""
+        ...
+
+
+METHODS: dict[str, Method] = {"supervised": sft}

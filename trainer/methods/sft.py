@@ -1,0 +1,191 @@
+"""Supervised fine-tuning: learn the assistant's messages, given everything before them.
+
+The loss of a step is sum(weight x cross-entropy) / sum(weight) over all label tokens of the step's examples, however
+these are packed into micro-batches. Labels come from the rendered spans and weights, never from a padding token.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from rose.domain import training_data
+from rose.errors import InvalidDataset
+from rose.language_models.template import render_training
+from trainer.attention import use_attention, use_packed_attention
+from trainer.batches import Document, Example
+from trainer.losses import label_cross_entropy, logits_cross_entropy
+
+
+class MicroBatch(NamedTuple):
+    """Documents side by side in one row of T tokens, with R label rows; all on the device."""
+
+    ids: torch.Tensor
+    """[1, T] int64."""
+    positions: torch.Tensor
+    """[1, T] int64, counted within each document."""
+    rows: torch.Tensor
+    """[R] int64: where the states that predict the targets are."""
+    targets: torch.Tensor
+    """[R] int64."""
+    weights: torch.Tensor
+    """[R] fp32."""
+    lengths: tuple[int, ...]
+    """Tokens of each document; they sum to T."""
+
+
+class Forward(NamedTuple):
+    """How this model computes label losses; found out by `choose_forward`."""
+
+    packed: bool
+    """Several documents share a row."""
+    own_head: bool
+    """Label rows go through the output layer in chunks; else the model makes their logits itself."""
+
+
+def read_examples(path: Path, tokenizer: Any, maximum_tokens: int) -> list[Example]:
+    """Read and render a data file; what is too long is cut, as it was when validation counted.
+
+    Raises: InvalidDataset for a line that validation would have refused.
+    """
+    examples: list[Example] = []
+    with path.open("rb") as lines:
+        for item in training_data.read_examples(lines):
+            if isinstance(item, training_data.Problem):
+                raise InvalidDataset(item.sentence, code="invalid_training_file", param="training_file")
+            documents = tuple(
+                Document(ids=array("q", rendered.ids), weights=array("f", rendered.weights))
+                for rendered in render_training(tokenizer, item, maximum_tokens).examples
+            )
+            examples.append(Example(documents=documents, prompt=prompt_of(item)))
+    return examples
+
+
+def prompt_of(example: training_data.ChatExample) -> str:
+    """Return what is asked before the first answer, without regard to case and spacing.
+
+    Conversations that begin alike must not be divided between training and validation, however they go on.
+    """
+    asked: list[str] = []
+    for message in example.messages:
+        if message["role"] == "assistant":
+            break
+        asked.append(f"{message['role']}: {' '.join(message['content'].casefold().split())}")
+    return "\n".join(asked)
+
+
+def assemble(documents: Sequence[Document], device: torch.device) -> MicroBatch:
+    """Make the tensors of a micro-batch, in one copy per tensor to the device."""
+    ids, weights = array("q"), array("f")
+    positions: list[int] = []
+    for document in documents:
+        ids.extend(document.ids)
+        weights.append(0.0)
+        weights.extend(document.weights[1:])  # nothing comes before the first token that could predict it
+        positions.extend(range(len(document)))
+    all_ids = torch.tensor(ids, dtype=torch.int64)
+    all_weights = torch.tensor(weights, dtype=torch.float32)
+    labels = all_weights.nonzero().squeeze(1)
+    return MicroBatch(
+        ids=all_ids[None].to(device),
+        positions=torch.tensor(positions, dtype=torch.int64)[None].to(device),
+        rows=(labels - 1).to(device),
+        targets=all_ids[labels].to(device),
+        weights=all_weights[labels].to(device),
+        lengths=tuple(len(document) for document in documents),
+    )
+
+
+def loss(model: Any, batch: MicroBatch, forward: Forward) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (sum of weight x cross-entropy with gradients, sum of weight where the likeliest token was right)."""
+    options: dict[str, Any] = {"document_lengths": batch.lengths} if forward.packed else {}
+    inputs = {"input_ids": batch.ids, "position_ids": batch.positions, "use_cache": False, **options}
+    if forward.own_head:
+        states = model.get_decoder()(**inputs).last_hidden_state[0]  # [T, D]
+        return label_cross_entropy(states[batch.rows], model.get_output_embeddings(), batch.targets, batch.weights)
+    logits = model(**inputs, logits_to_keep=batch.rows).logits[0]  # [R, V]
+    return logits_cross_entropy(logits, batch.targets, batch.weights)
+
+
+def choose_forward(model: Any, documents: Sequence[Document], device: torch.device) -> tuple[Forward, str | None]:
+    """Try this model with two documents and return what gives the same as transformers does for each alone.
+
+    Packing that leaks between documents, and output layers that scale or cap their logits, would train without an
+    error on something else than what is asked later; so both are tested at the start of every run. The second result
+    says what was found not to work, or None. The model is left in evaluation mode, its random state untouched.
+    """
+    first, second = _two_short(documents)
+    exact = next(model.parameters()).dtype == torch.float32
+    tolerance = 1e-3 if exact else 5e-2
+    own_attention: str = model.config._attn_implementation
+    model.eval()
+    with torch.no_grad():
+        plain = Forward(packed=False, own_head=False)
+        apart = [loss(model, assemble([document], device), plain)[0] for document in (first, second)]
+        states = [_states(model, assemble([document], device), packed=False) for document in (first, second)]
+        own_head = all(
+            _close(loss(model, assemble([document], device), Forward(packed=False, own_head=True))[0], want, tolerance)
+            for document, want in zip((first, second), apart, strict=True)
+        )
+        try:
+            use_packed_attention(model)
+            together = _states(model, assemble([first, second], device), packed=True)
+            packed = _close(together, torch.cat(states), tolerance) and not _leaks(model, first, second, together)
+        except (NotImplementedError, TypeError, ValueError) as error:
+            packed, why = False, f": {error}"
+        else:
+            why = ""
+    if packed:
+        return Forward(packed=True, own_head=own_head), None
+    use_attention(model, own_attention)
+    return Forward(packed=False, own_head=own_head), (
+        f"Examples are trained one by one, which is slower: packing them would change this model's results{why}."
+    )
+
+
+def _leaks(model: Any, first: Document, second: Document, together: torch.Tensor) -> bool:
+    """Tell whether a document's states change with its neighbour's tokens, by however little.
+
+    Where nothing leaks, the same numbers go through the same kernels, so the tolerance can be far below what packed
+    and separate passes differ by.
+    """
+    device, border = together.device, len(first)
+    beside_other = _states(model, assemble([_other(first, model), second], device), packed=True)
+    before_other = _states(model, assemble([first, _other(second, model)], device), packed=True)
+    return not (
+        _close(beside_other[border:], together[border:], 1e-6)
+        and _close(before_other[:border], together[:border], 1e-6)
+    )
+
+
+def _other(document: Document, model: Any) -> Document:
+    """Return a document of the same length with other tokens."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    return Document(ids=array("q", [(token + 1) % vocabulary for token in document.ids]), weights=document.weights)
+
+
+def _two_short(documents: Sequence[Document]) -> tuple[Document, Document]:
+    shortest = sorted(documents, key=len)[:2]
+    first, second = shortest[0], shortest[-1]
+    return _cut(first), _cut(second)
+
+
+def _cut(document: Document, tokens: int = 256) -> Document:
+    """Return the document's last tokens, where the labels are."""
+    return Document(ids=document.ids[-tokens:], weights=document.weights[-tokens:])
+
+
+def _states(model: Any, batch: MicroBatch, *, packed: bool) -> torch.Tensor:
+    options: dict[str, Any] = {"document_lengths": batch.lengths} if packed else {}
+    result = model.get_decoder()(input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **options)
+    return result.last_hidden_state[0]
+
+
+def _close(got: torch.Tensor, want: torch.Tensor, tolerance: float) -> bool:
+    """Compare by the norm of the difference, relative to the norm of what is wanted."""
+    difference = torch.linalg.vector_norm(got.double() - want.double())
+    return bool(difference <= tolerance * torch.linalg.vector_norm(want.double()) + 1e-12)

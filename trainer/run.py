@@ -1,0 +1,388 @@
+"""One training run, top to bottom: `python -m trainer.run SPEC.json`, started by a trainer's supervisor.
+
+Load, resume, then step by step: train, evaluate, report, save; at the end write the final model. Ends by `Finished`,
+`Drained` (exit 75) or `Failed`. Decides nothing about the job and never speaks to Postgres or NATS.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import torch
+
+from rose.blobs import Blobs
+from rose.domain.artifacts import Artifact
+from rose.domain.hyperparameters import Hyperparameters
+from rose.domain.job_values import StepMetrics
+from rose.errors import InvalidDataset, NoSpace, RoseError
+from rose.language_models.template import load_tokenizer
+from trainer.batches import Document, Example, Schedule, plan_hash, split
+from trainer.child import Channel, failed, log_to_standard_error, open_channel, read_spec
+from trainer.hardware import Hardware
+from trainer.methods import METHODS
+from trainer.optimization import Evaluation, Interrupted, Optimization
+from trainer.protocol import (
+    EXIT_DRAINED,
+    CheckpointMade,
+    Drained,
+    Finished,
+    PhaseChanged,
+    RecoveryPointMade,
+    Resumed,
+    RunSpec,
+    StepDone,
+    Warned,
+)
+from trainer.recovery import Recovery, RunState
+from trainer.saving import save_folder
+from trainer.trained_model import TrainedModel, load_trained_model, locate_base
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the specification and return the exit status: 0 finished, 75 drained, 1 failed and said why."""
+    log_to_standard_error()
+    spec = read_spec(arguments, RunSpec)
+    channel = open_channel(spec.abandon_seconds)
+    _drain_on_terminate(channel)
+    try:
+        return Run(spec, channel).run()
+    except RoseError as error:
+        log.exception("The run failed.")
+        channel.report(failed(error))
+        return 1
+
+
+def _drain_on_terminate(channel: Channel) -> None:
+    """Let SIGTERM ask for a drain, as the supervisor's order does; a second one ends the process at once."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        if channel.draining.is_set():
+            os._exit(128 + number)
+        channel.draining.set()
+
+    signal.signal(signal.SIGTERM, terminate)
+
+
+class Run:
+    """One run. `run` reads from top to bottom what happens."""
+
+    def __init__(self, spec: RunSpec, channel: Channel) -> None:
+        self.spec = spec
+        self.channel = channel
+        self.hyperparameters: Hyperparameters = spec.hyperparameters
+        self.schedule = Schedule(spec.hyperparameters)
+        self.method = METHODS[spec.method]
+        self.blobs = Blobs(Path(spec.blob_root))
+        self.folder = f"jobs/{spec.job_id}/e{spec.epoch}"
+        self.best: dict[str, torch.Tensor] | None = None
+        self.point_made_at = time.monotonic()
+        self.point_failed = False
+        self.phase = ""
+        self.training: list[Example] = []
+        self.validation: list[Document] = []
+
+    def run(self) -> int:
+        """Do all of it and return the exit status."""
+        self.report_phase("load")
+        self.blobs.sweep_temporary(owner=f"{self.spec.job_id}.", older_than_seconds=0)
+        self.hardware = Hardware(self.spec)
+        self.load()
+        self.resume()
+        if self.drained():
+            return EXIT_DRAINED
+        while self.state.unfinished or not self.is_over():
+            if not self.state.unfinished:
+                self.train_step()
+            with suppress(Interrupted):
+                self.complete_step()
+            if self.drained():
+                return EXIT_DRAINED
+        self.finish()
+        return 0
+
+    # --- before the first step
+
+    def load(self) -> None:
+        """Read base, data and model, and make everything that a step needs."""
+        spec = self.spec
+        located = locate_base(spec)
+        tokenizer = load_tokenizer(located.path)
+        validation = self.read_data(tokenizer)
+        self.validation = [document for example in validation for document in example.documents]
+        torch.manual_seed(self.hyperparameters.seed)
+        random.seed(self.hyperparameters.seed)
+        self.trained: TrainedModel = load_trained_model(spec, located, tokenizer, self.blobs, self.hardware)
+        self.state = RunState(token_budget=self.hardware.token_budget)
+        documents = [document for example in self.training for document in example.documents]
+        forward, caveat = self.method.choose_forward(self.trained.model, documents, self.hardware.device)
+        if caveat:
+            self.warn("not_packed", caveat)
+        self.optimization = Optimization(
+            self.trained, self.hyperparameters, self.method, forward, self.hardware, self.state, self.warn
+        )
+        parent = spec.parent.artifact.sha256 if spec.parent else "none"
+        self.recovery = Recovery(
+            self.blobs,
+            folder=f"{self.folder}/recovery",
+            owner=self.owner,
+            plan=plan_hash(self.training, validation, self.hyperparameters, spec.method, spec.base.fingerprint, parent),
+            hardware=self.hardware,
+            known=spec.recovery_points,
+            abandon_seconds=spec.abandon_seconds,
+            min_free_bytes=spec.min_free_bytes,
+        )
+        log.info(
+            "%d examples, %d steps, %d trainable numbers, %s",
+            len(self.training),
+            self.schedule.total_steps,
+            sum(p.numel() for p in self.trained.parameters.values()),
+            self.hardware.describe(),
+        )
+
+    def read_data(self, tokenizer: object) -> list[Example]:
+        """Read the files, set the training examples and return the validation examples.
+
+        Raises: InvalidDataset when there are others than validation counted.
+        """
+        wanted = self.hyperparameters
+        rows = self.method.read_examples(Path(self.spec.training_file), tokenizer, wanted.maximum_tokens)
+        if self.spec.validation_file is not None:
+            self.training = rows
+            validation = self.method.read_examples(Path(self.spec.validation_file), tokenizer, wanted.maximum_tokens)
+        else:
+            sides = split([row.prompt for row in rows], wanted.validation_examples, wanted.seed)
+            self.training = [rows[index] for index in sides.training]
+            validation = [rows[index] for index in sides.validation]
+            if sides.leaked:
+                self.warn(
+                    "validation_overlap",
+                    f"{sides.leaked} of {len(validation)} held-out examples ask the same as trained ones, because too "
+                    "many examples ask the same; the validation loss will look better than it is.",
+                )
+        found = (len(self.training), len(validation))
+        if found != (wanted.training_examples, wanted.validation_examples):
+            raise InvalidDataset(
+                f"The files hold {found[0]} training and {found[1]} validation examples; when the job was validated "
+                f"they held {wanted.training_examples} and {wanted.validation_examples}.",
+                code="data_changed",
+                hint="Create a new job.",
+            )
+        return validation
+
+    def resume(self) -> None:
+        """Go on from the newest usable recovery point, if there is one."""
+        point, rejected = self.recovery.newest()
+        if point is not None:
+            state, self.best, difference = self.recovery.restore(
+                point, self.trained.parameters, self.optimization.optimizer
+            )
+            self.state = self.optimization.state = state
+            if state.checkpointing:
+                self.optimization.recompute_activations()
+            if difference:
+                self.warn(
+                    "equivalent_resume", f"The run goes on equivalently, but not bit for bit, because of: {difference}."
+                )
+        if point is not None or rejected:
+            self.channel.report(Resumed(from_step=self.state.step, rejected=rejected))
+
+    # --- the loop
+
+    def is_over(self) -> bool:
+        """Tell whether no step is left: all are done, or the evaluations stopped improving."""
+        patience = self.hyperparameters.early_stopping_patience
+        return self.state.step >= self.schedule.total_steps or (patience is not None and self.state.misses >= patience)
+
+    def train_step(self) -> None:
+        """Take one optimizer step and leave its numbers in the state, to be completed and reported."""
+        self.report_phase("train")
+        state, number = self.state, self.state.step + 1
+        examples = [self.training[index] for index in self.schedule.step_examples(number)]
+        documents = [document for example in examples for document in example.documents]
+        rate = self.schedule.learning_rate(number)
+        result = self.optimization.step(documents, rate)
+        state.step = number
+        state.trained_tokens += result.tokens
+        self.optimization.judge(number, result)
+        state.unfinished = True
+        state.metrics = None
+        if not result.applied:
+            return
+        state.metrics = StepMetrics(
+            step=number,
+            total_steps=self.schedule.total_steps,
+            epoch=self.schedule.epoch_fraction(number),
+            train_loss=result.loss,
+            train_mean_token_accuracy=result.accuracy,
+            learning_rate=rate,
+            gradient_norm=result.gradient_norm,
+            trained_tokens=state.trained_tokens,
+            tokens_per_second=result.tokens / result.seconds,
+            memory_bytes=self.hardware.peak_memory_bytes(),
+        )
+
+    def complete_step(self) -> None:
+        """Evaluate if it is time, report the step, and save what is due.
+
+        Raises: Interrupted when a drain was asked for during the evaluation; then nothing was reported.
+        """
+        state, metrics = self.state, self.state.metrics
+        ends_epoch = self.schedule.ends_epoch(state.step)
+        evaluation = self.evaluate() if self.schedule.evaluates_after(state.step) else None
+        if evaluation is not None and metrics is not None:
+            metrics = msgspec.structs.replace(
+                metrics,
+                valid_loss=evaluation.loss,
+                valid_mean_token_accuracy=evaluation.accuracy,
+                full_valid_loss=evaluation.loss if ends_epoch else None,
+                full_valid_mean_token_accuracy=evaluation.accuracy if ends_epoch else None,
+            )
+        if metrics is not None:
+            self.channel.report(StepDone(metrics=metrics))
+        state.unfinished, state.metrics = False, None
+        if ends_epoch:
+            self.save_checkpoint(metrics)
+        if self.is_point_due(ends_epoch):
+            self.save_recovery_point()
+
+    def evaluate(self) -> Evaluation | None:
+        """Compute the validation loss and keep the weights if they are the best so far; None when it is not finite."""
+        state = self.state
+        self.report_phase("evaluate")
+        evaluation = self.optimization.evaluate(self.validation, self.channel.draining.is_set)
+        if not math.isfinite(evaluation.loss):
+            self.warn("evaluation_not_finite", f"The validation loss after step {state.step} is {evaluation.loss}.")
+            state.misses += 1
+            return None
+        if state.best_loss is None or evaluation.loss < state.best_loss:
+            state.best_loss, state.best_step, state.misses = evaluation.loss, state.step, 0
+            self.best = self.trained.snapshot()
+        else:
+            state.misses += 1
+        return evaluation
+
+    def drained(self) -> bool:
+        """When a drain was asked for, make a recovery point, say so and return True."""
+        if not self.channel.draining.is_set():
+            return False
+        if self.state.step > self.recovery.last_step or self.state.unfinished:
+            self.save_recovery_point()
+        self.channel.report(Drained(step=self.state.step))
+        return True
+
+    # --- saving
+
+    def is_point_due(self, ends_epoch: bool) -> bool:
+        """Tell whether a recovery point is made now: at an epoch's end and after the interval in seconds or steps."""
+        if not self.recovery.has_room:
+            return False
+        steps = self.spec.recovery_steps
+        return (
+            ends_epoch
+            or (steps is not None and self.state.step - self.recovery.last_step >= steps)
+            or time.monotonic() - self.point_made_at >= self.spec.recovery_seconds
+        )
+
+    def save_recovery_point(self) -> None:
+        """Make a recovery point; where the disk is full the run goes on without, and says so once."""
+        self.report_phase("save")
+        self.point_made_at = time.monotonic()
+        try:
+            artifact = self.recovery.write(self.state, self.trained.parameters, self.optimization.optimizer, self.best)
+        except NoSpace as error:
+            if not self.point_failed:
+                self.warn("no_recovery_point", f"No recovery point after step {self.state.step}: {error}")
+            self.point_failed = True
+        else:
+            self.point_failed = False
+            self.channel.report(
+                RecoveryPointMade(step=self.state.step, artifact=artifact, trained_tokens=self.state.trained_tokens)
+            )
+            self.recovery.prune()
+
+    def save_checkpoint(self, metrics: StepMetrics | None) -> None:
+        """Write the usable model of an epoch. Raises: NoSpace."""
+        state = self.state
+        self.report_phase("save")
+        artifact = self.save_model(f"{self.folder}/checkpoints/step-{state.step}")
+        names = (
+            "train_loss",
+            "train_mean_token_accuracy",
+            "valid_loss",
+            "valid_mean_token_accuracy",
+            "full_valid_loss",
+            "full_valid_mean_token_accuracy",
+        )
+        numbers = {name: getattr(metrics, name) for name in names} if metrics else {}
+        self.channel.report(
+            CheckpointMade(
+                step=state.step,
+                epoch_number=state.step // self.schedule.steps_per_epoch,
+                artifact=artifact,
+                metrics={"step": float(state.step)} | {k: v for k, v in numbers.items() if v is not None},
+            )
+        )
+
+    def finish(self) -> None:
+        """Write the final model, the best one when there is validation data, and say that the run is complete."""
+        self.report_phase("save")
+        state = self.state
+        step = state.step
+        if self.best is not None:
+            self.trained.take(self.best)
+            step = state.best_step
+        artifact = self.save_model(f"{self.folder}/model")
+        self.channel.report(
+            Finished(
+                artifact=artifact,
+                kind=self.trained.kind,
+                step=step,
+                steps_run=state.step,
+                trained_tokens=state.trained_tokens,
+                stopped_early=state.step < self.schedule.total_steps,
+            )
+        )
+
+    def save_model(self, relative: str) -> Artifact:
+        """Write the present weights as a usable model. Raises: NoSpace."""
+        return save_folder(
+            self.blobs,
+            relative,
+            self.trained.save,
+            owner=self.owner,
+            needed_bytes=self.trained.saved_bytes(),
+            min_free_bytes=self.spec.min_free_bytes,
+        )
+
+    @property
+    def owner(self) -> str:
+        """Beginning of the names of this run's temporary folders, by which the next attempt removes leftovers."""
+        return f"{self.spec.job_id}.e{self.spec.epoch}"
+
+    def report_phase(self, phase: str) -> None:
+        """Tell the supervisor what the run is doing now, unless it knows."""
+        if phase != self.phase:
+            self.channel.report(PhaseChanged(phase=phase))
+        self.phase = phase
+
+    def warn(self, code: str, message: str) -> None:
+        """Tell the user something that does not stop the run."""
+        log.warning("%s", message)
+        self.channel.report(Warned(code=code, message=message))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
