@@ -1,4 +1,5 @@
 -- The functions that write the log; rose/log/migrate.py applies this file again whenever it has changed.
+-- A function whose parameters change is dropped by a numbered migration first: here it would only get a sister.
 --
 -- Refusals carry an SQLSTATE of their own, which rose/log/append.py turns into rose.errors:
 --   RS001  a stream is not at the expected version, or a live lease is in the way    Conflict

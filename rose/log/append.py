@@ -5,7 +5,8 @@ Decides nothing: events, entity rows and expected versions come from the caller 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import asyncpg
@@ -84,6 +85,12 @@ class ModelNameTaken(Conflict):
     default_code = "model_name_taken"
 
 
+class UnreadableEvent(RoseError):
+    """An event would not be read as it was written."""
+
+    default_code = "event_unreadable"
+
+
 async def append(
     pool: Pool,
     writes: Sequence[StreamWrite],
@@ -99,7 +106,8 @@ async def append(
     timeout) is asked again with the same id, for a bounded time.
 
     Raises: Conflict when a stream moved on or a live lease is in the way; ModelNameTaken; StaleEpoch when the writer's
-    lease is lost; InvalidRequest (`idempotency_key_reused`) when the id belongs to another request; Unavailable.
+    lease is lost; InvalidRequest (`idempotency_key_reused`) when the id belongs to another request; UnreadableEvent;
+    Unavailable.
     """
     if len({write.stream_id for write in writes}) != len(writes):
         raise ValueError("an append names each stream once")
@@ -108,14 +116,15 @@ async def append(
         "request_id": actor.request_id,
         "command_id": command_id,
     }
-    arguments = (
-        command_id,
-        request_hash,
-        response,
-        msgspec.json.encode(metadata).decode(),
-        msgspec.json.encode([_write(write) for write in writes]).decode(),
-    )
-    with unavailable():
+    with _storable():
+        arguments = (
+            command_id,
+            request_hash,
+            response,
+            msgspec.json.encode(metadata).decode(),
+            msgspec.json.encode([_write(write) for write in writes]).decode(),
+        )
+    with unavailable(), _storable():
         async for attempt in attempts():
             with attempt:
                 return await _append_once(pool, arguments)
@@ -132,14 +141,21 @@ async def _append_once(pool: Pool, arguments: tuple[str, str | None, bytes | Non
         raise
     except asyncpg.UnknownPostgresError as error:
         raise _refusal(error) from None
-    except (asyncpg.UntranslatableCharacterError, asyncpg.InvalidTextRepresentationError) as error:
+    assert row is not None
+    return Appended(position=row["last_position"], replayed=row["replayed"], response=row["stored_response"])
+
+
+@contextmanager
+def _storable() -> Generator[None]:
+    """Name text that neither UTF-8 nor jsonb can hold."""
+    try:
+        yield
+    except (UnicodeEncodeError, asyncpg.UntranslatableCharacterError, asyncpg.CharacterNotInRepertoireError) as error:
         raise InvalidRequest(
             f"Text that cannot be stored: {error}.",
             code="invalid_text",
             hint="Remove NUL characters and lone surrogates.",
         ) from None
-    assert row is not None
-    return Appended(position=row["last_position"], replayed=row["replayed"], response=row["stored_response"])
 
 
 def _refusal(error: asyncpg.UnknownPostgresError) -> Exception:
@@ -180,4 +196,15 @@ def _event(event: Event, stream_id: str) -> dict[str, Any]:
             f"The event {name} of {stream_id} has {len(data)} bytes; at most {MAX_EVENT_BYTES} are kept.",
             code="event_too_large",
         )
+    _prove_readable(event, name, schema, data, stream_id)
     return {"type": name, "schema": schema, "data": msgspec.Raw(data)}
+
+
+def _prove_readable(event: Event, name: str, schema: int, data: bytes, stream_id: str) -> None:
+    """Refuse what would not come back as it is (NaN becomes null): the log is for ever, and so would be the damage."""
+    try:
+        same = catalogue.decode(name, schema, data) == event
+    except msgspec.ValidationError as error:
+        raise UnreadableEvent(f"The event {name} of {stream_id} holds a value that JSON cannot: {error}.") from None
+    if not same:
+        raise UnreadableEvent(f"The event {name} of {stream_id} holds a value that JSON cannot, such as NaN.")

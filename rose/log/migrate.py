@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 LOCK = 0x524F5345
 """Key of the advisory lock under which one process migrates (`ROSE` in ASCII)."""
 LOCK_SECONDS = 60
+OLDEST_POSTGRES = 15
+"""Oldest major version that ROSE was tried with."""
 FUNCTIONS = "append.sql"
 _NUMBERED = re.compile(r"^\d{4}_\w+\.sql$")
 _BOOK = """
@@ -63,21 +65,24 @@ async def migrate(target: Pool | str, *, source: Path | None = None) -> list[str
 
     Raises: SchemaMismatch when an applied file was edited or a newer ROSE was here; Unavailable.
     """
+    files = _read(source or folder())
     with unavailable():
         async with _connection(target) as connection:
+            await _refuse_old_server(connection)
             await connection.execute(f"set statement_timeout = 0; set lock_timeout = '{LOCK_SECONDS}s'")
             await connection.execute("select pg_advisory_lock($1)", LOCK)
             try:
-                return await _apply_pending(connection, source or folder())
+                return await _apply_pending(connection, files)
             finally:
                 await connection.execute("select pg_advisory_unlock($1)", LOCK)
 
 
 async def status(target: Pool | str, *, source: Path | None = None) -> list[Migration]:
     """Return every migration, applied or not, in order. Changes nothing. Raises: Unavailable."""
+    files = _read(source or folder())
     with unavailable():
         async with _connection(target) as connection:
-            return _compare(_read(source or folder()), await _applied(connection))
+            return _compare(files, await _applied(connection))
 
 
 @asynccontextmanager
@@ -93,9 +98,17 @@ async def _connection(target: Pool | str) -> AsyncGenerator[AnyConnection]:
         await own.close(timeout=CONNECT_SECONDS)
 
 
-async def _apply_pending(connection: AnyConnection, source: Path) -> list[str]:
+async def _refuse_old_server(connection: AnyConnection) -> None:
+    major = connection.get_server_version().major
+    if major < OLDEST_POSTGRES:
+        raise SchemaMismatch(
+            f"This Postgres is version {major}; ROSE needs {OLDEST_POSTGRES} or newer.",
+            hint="Upgrade it, or leave ROSE_DATABASE_URL unset and let `rose up` run its own.",
+        )
+
+
+async def _apply_pending(connection: AnyConnection, files: dict[str, str]) -> list[str]:
     await connection.execute(_BOOK)
-    files = _read(source)
     done: list[str] = []
     for migration in _compare(files, await _applied(connection)):
         if migration.state == "applied":

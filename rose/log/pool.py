@@ -84,29 +84,64 @@ async def open_pool(source: Settings | str, *, min_size: int = 1, max_size: int 
         )
 
 
+REFUSED = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,
+)
+"""The server answers and will not let us in: trying again does not help."""
+UNMIGRATED = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError)
+
+
 @contextmanager
 def unavailable() -> Generator[None]:
-    """Turn the errors of an absent or overloaded database into Unavailable."""
+    """Turn the errors of an absent, closed, overloaded or unmigrated database into a sentence.
+
+    Raises: Unavailable; InvalidRequest when the database's address is no address.
+    """
     try:
         yield
+    except asyncpg.ClientConfigurationError as error:
+        raise InvalidRequest(
+            f"The database's address is not valid: {error}.",
+            code="invalid_setting",
+            param="database_url",
+            hint="Set ROSE_DATABASE_URL to postgresql://USER:PASSWORD@HOST:PORT/DATABASE.",
+        ) from error
     except UNANSWERED as error:
         raise Unavailable(
             f"Postgres does not answer ({type(error).__name__}: {error}).",
             code="database_unavailable",
             hint="Look at it with `rose status`; nothing that was accepted is lost.",
         ) from error
+    except REFUSED as error:
+        raise Unavailable(
+            f"Postgres refuses: {error}.",
+            code="database_refused",
+            hint="Look at the user, password and database in ROSE_DATABASE_URL, and at the user's rights.",
+        ) from error
+    except UNMIGRATED as error:
+        raise Unavailable(
+            f"The database does not have ROSE's tables ({error}).",
+            code="database_not_migrated",
+            hint="Run `rose db migrate`.",
+        ) from error
 
 
 def attempts() -> AsyncIterable[stamina.Attempt]:
     """Return the attempts that one database call gets, for `async for attempt in attempts(): with attempt: …`."""
     return stamina.retry_context(
-        on=UNANSWERED,
+        on=_is_unanswered,
         attempts=RETRY_ATTEMPTS,
         timeout=RETRY_SECONDS,
         wait_initial=RETRY_WAIT_SECONDS,
         wait_max=RETRY_LONGEST_WAIT_SECONDS,
         wait_jitter=RETRY_WAIT_SECONDS,
     )
+
+
+def _is_unanswered(error: Exception) -> bool:
+    return isinstance(error, UNANSWERED) and not isinstance(error, ValueError)
 
 
 async def fetch(pool: Pool, query: str, *arguments: object) -> list[Record]:

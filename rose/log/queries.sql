@@ -66,7 +66,11 @@ where jobs.status = 'validating_files'
 order by jobs.created_position limit $1;
 
 -- name: announce_worker
--- Say that a process is there.
+-- Say that a process is there, and forget those that have been gone for a day.
+with gone as (
+    delete from rose.workers where id in (
+        select id from rose.workers where last_seen < clock_timestamp() - interval '1 day' for update skip locked)
+)
 insert into rose.workers (id, kind, host, url, capabilities, pid) values ($1, $2, $3, $4, $5, $6)
 on conflict (id) do update set
     kind = excluded.kind, host = excluded.host, url = excluded.url, capabilities = excluded.capabilities,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,7 +13,7 @@ import pytest
 from rose.domain import files, job_commands, jobs
 from rose.errors import Conflict, InvalidRequest, RoseError, Unavailable
 from rose.ids import new_id
-from rose.log.append import Appended, EntityRow, ModelNameTaken, StreamWrite, append
+from rose.log.append import Appended, EntityRow, ModelNameTaken, StreamWrite, UnreadableEvent, append
 from rose.log.pool import Pool, open_pool
 from rose.log.read import find_command, find_request, head, load_row, read_all, read_stream
 from tests.checker import check_log
@@ -21,12 +22,15 @@ from tests.integration.proxy import answer_losing_proxy
 from tests.integration.writes import (
     ACTOR,
     ARTIFACT,
+    claim,
     create_command,
     created_job,
     file_write,
     job_write,
     load_job,
     queued_job,
+    steps,
+    tell,
 )
 
 pytestmark = pytest.mark.anyio
@@ -253,13 +257,25 @@ async def test_floats_come_back_bit_for_bit(pool: Pool) -> None:
     assert msgspec.convert(msgspec.json.decode(found[0])["odd"], list[float]) == odd
 
 
-async def test_nul_in_text_is_named(pool: Pool) -> None:
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
+async def test_text_that_cannot_be_stored_is_named(pool: Pool, text: str) -> None:
     write = file_write("file_a")
-    event = files.FileUploaded(file_id="file_a", created_at=1, filename="a\0b", purpose="fine-tune", artifact=ARTIFACT)
+    event = files.FileUploaded(file_id="file_a", created_at=1, filename=text, purpose="fine-tune", artifact=ARTIFACT)
     with pytest.raises(InvalidRequest) as caught:
         await put(pool, msgspec.structs.replace(write, events=(event,)))
     assert caught.value.code == "invalid_text"
     assert await head(pool) == 0
+
+
+@pytest.mark.parametrize("change", [{"train_loss": float("nan")}, {"valid_loss": float("inf")}])
+async def test_a_number_that_json_cannot_hold_is_refused(pool: Pool, change: dict[str, float]) -> None:
+    """As null it would be in the log for ever, and no reader could pass it."""
+    lease = await claim(pool, await queued_job(pool))
+    before = await head(pool)
+    step = msgspec.structs.replace(steps(1)[0], **change)
+    with pytest.raises(UnreadableEvent, match=r"job\.steps_reported of job/ftjob_"):
+        await tell(pool, lease.job_id, job_commands.ReportSteps(epoch=lease.epoch, steps=(step,)), epoch=lease.epoch)
+    assert await head(pool) == before
 
 
 async def test_an_oversized_event_is_refused(pool: Pool) -> None:
@@ -305,6 +321,27 @@ async def test_an_append_whose_answer_is_lost_is_written_once(database_dsn: str,
         await pool.close()
 
 
-async def test_an_absent_database_is_one_sentence() -> None:
+async def test_an_absent_database_is_one_sentence(private_folder: Path) -> None:
     with pytest.raises(Unavailable, match="Postgres does not answer"):
-        await open_pool("postgresql://rose@/rose?host=/nonexistent")
+        await open_pool(f"postgresql://rose@/rose?host={private_folder}")
+
+
+async def test_a_database_that_is_not_there_is_named(database_dsn: str) -> None:
+    with pytest.raises(Unavailable, match='database "rose_test_nowhere" does not exist') as caught:
+        await open_pool(re.sub(r"rose_test_\w+", "rose_test_nowhere", database_dsn))
+    assert caught.value.code == "database_refused"
+
+
+async def test_an_address_that_is_none_is_the_setting_to_change() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await open_pool("mysql://somewhere/rose")
+    assert caught.value.param == "database_url"
+
+
+async def test_a_database_without_tables_says_how_to_make_them(empty_database_dsn: str) -> None:
+    pool = await open_pool(empty_database_dsn)
+    for call in (head(pool), put(pool, file_write())):
+        with pytest.raises(Unavailable) as caught:
+            await call
+        assert caught.value.hint == "Run `rose db migrate`."
+    await pool.close()
