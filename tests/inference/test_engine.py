@@ -1,0 +1,221 @@
+"""What the engine answers, judged by transformers' generate and by PEFT."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rose.inference.engine import TorchEngine
+from rose.inference.generation import Done, Failed, Piece, Text
+from tests.inference.asking import QUESTION, Listener, World, ask, refusal, reply
+
+# PEFT 0.21 asks transformers 5.23 by an older name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def judged(world: World, adapter: Any = None, tokens: int = 24, messages: Sequence[Any] = QUESTION) -> str:
+    """Return what transformers itself (with PEFT) answers, greedily."""
+    tokenizer = AutoTokenizer.from_pretrained(world.folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(world.folder)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(world.blobs.path(adapter.path)))
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.inference_mode():
+        made = model.generate(**ids, do_sample=False, max_new_tokens=tokens)
+    return tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_greedy_is_what_transformers_generates(engine: TorchEngine, world: World) -> None:
+    answer = reply(engine, ask(world.target()))
+    assert answer.text() == judged(world)
+    assert answer.reason() == "length"
+    assert answer.done.completion_tokens == 24
+    tokenizer = AutoTokenizer.from_pretrained(world.folder)
+    prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=False)
+    assert answer.done.prompt_tokens == answer.prompt_tokens == len(prompt)
+
+
+def test_a_prompt_longer_than_one_step_and_an_answer_longer_than_the_first_cache(
+    engine: TorchEngine, world: World
+) -> None:
+    messages = [{"role": "user", "content": "Roses are red, violets are blue. " * 60}]
+    answer = reply(engine, ask(world.target(), messages=messages, max_tokens=200))
+    assert answer.prompt_tokens > 600
+    assert answer.text() == judged(world, tokens=200, messages=messages)
+
+
+def test_each_adapter_answers_as_peft_does_and_the_base_stays_as_it_was(engine: TorchEngine, world: World) -> None:
+    before = reply(engine, ask(world.target(), logprobs=True))
+    red = reply(engine, ask(world.target(world.red))).text()
+    white = reply(engine, ask(world.target(world.white))).text()
+    after = reply(engine, ask(world.target(), logprobs=True))
+    assert red == judged(world, world.red)
+    assert white == judged(world, world.white)
+    assert len({before.text(), red, white}) == 3
+    assert before.logprobs() == after.logprobs()  # bit for bit
+
+
+def test_requests_for_two_adapters_and_the_base_at_once_answer_as_each_alone(engine: TorchEngine, world: World) -> None:
+    asked = [
+        ask(world.target(adapter), temperature=temperature, seed=seed, max_tokens=40)
+        for adapter in (None, world.red, world.white)
+        for temperature, seed in ((0, 1), (1, 2), (1, 3))
+    ]
+    alone = [reply(engine, request).text() for request in asked]
+    together = [Listener(engine, request) for request in asked]
+    assert [listener.all().text() for listener in together] == alone
+
+
+def test_a_full_model_answers_by_itself(engine: TorchEngine, world: World) -> None:
+    answer = reply(engine, ask(world.target(world.full, kind="full")))
+    assert answer.text() == judged(world)
+
+
+def test_requests_take_turns_token_by_token(start_engine: Callable[..., TorchEngine], world: World) -> None:
+    submitted = threading.Event()
+    engine = start_engine(before_step=lambda: submitted.wait(30))
+    order: list[int] = []
+    ended = [threading.Event(), threading.Event()]
+
+    def sink(number: int, piece: Piece) -> None:
+        if isinstance(piece, Text):
+            order.append(number)
+        if isinstance(piece, (Done, Failed)):
+            ended[number].set()
+
+    for number in (0, 1):
+        engine.submit(ask(world.target(), max_tokens=60), partial(sink, number))
+    submitted.set()
+    assert all(event.wait(60) for event in ended)
+    turns = sum(one != other for one, other in pairwise(order))
+    assert turns > 60, order
+
+
+def test_choices_differ_and_are_complete(engine: TorchEngine, world: World) -> None:
+    answer = reply(engine, ask(world.target(world.red), n=4, temperature=1, seed=7, max_tokens=30))
+    texts = [answer.text(index) for index in range(4)]
+    assert len(set(texts)) == 4
+    assert [answer.reason(index) for index in range(4)] == ["length"] * 4
+    assert answer.done.completion_tokens == 4 * 30
+    again = reply(engine, ask(world.target(world.red), n=4, temperature=1, seed=7, max_tokens=30))
+    assert [again.text(index) for index in range(4)] == texts
+
+
+def test_choices_that_end_early_leave_the_others_unchanged(engine: TorchEngine, world: World) -> None:
+    """With a stop string that some choices reach, the remaining rows of the cache must stay with their choices."""
+    asked: dict[str, Any] = {"n": 4, "temperature": 1, "seed": 11, "max_tokens": 40}
+    free = reply(engine, ask(world.target(), **asked))
+    stop = free.text(1)[8:10]
+    stopped = reply(engine, ask(world.target(), **asked, stop=[stop]))
+    assert stopped.reason(1) == "stop"
+    for index in range(4):
+        expected, found, _ = free.text(index).partition(stop)
+        assert stopped.text(index) == expected
+        assert stopped.reason(index) == ("stop" if found else "length")
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.8}])
+def test_the_same_seed_makes_the_same_text(engine: TorchEngine, world: World, sampling: dict[str, float]) -> None:
+    def once(seed: int | None) -> str:
+        return reply(engine, ask(world.target(), seed=seed, **sampling)).text()
+
+    assert once(5) == once(5)
+    assert once(5) != once(6)
+    assert once(-5) != once(5)
+    assert once(None) != once(None)
+
+
+def test_max_tokens(engine: TorchEngine, world: World) -> None:
+    whole = reply(engine, ask(world.target(), max_tokens=9))
+    for limit in (1, 5):
+        answer = reply(engine, ask(world.target(), max_completion_tokens=limit))
+        assert (answer.reason(), answer.done.completion_tokens) == ("length", limit)
+        assert whole.text().startswith(answer.text().rstrip("\ufffd"))
+    nothing = reply(engine, ask(world.target(), max_tokens=0, n=2))
+    assert (nothing.text(), nothing.reason(0), nothing.reason(1)) == ("", "length", "length")
+    assert nothing.done.completion_tokens == 0
+    assert nothing.prompt_tokens > 0
+
+
+def test_every_stop_string_inside_the_answer_ends_it_there(engine: TorchEngine, world: World) -> None:
+    """Cuts of two characters at every place: most of them lie across the border of two tokens."""
+    answer = reply(engine, ask(world.target()))
+    text = answer.text()
+    assert len(answer.texts()) > 10
+    for start in range(0, len(text) - 2, 3):
+        stop = text[start : start + 2]
+        stopped = reply(engine, ask(world.target(), stop=stop))
+        assert stopped.text() == text.partition(stop)[0]
+        assert stopped.reason() == "stop"
+
+
+def test_of_several_stop_strings_the_first_in_the_text_counts(engine: TorchEngine, world: World) -> None:
+    text = reply(engine, ask(world.target())).text()
+    stops = [text[20:23], text[10:13], "never in the text"]
+    assert reply(engine, ask(world.target(), stop=stops)).text() == text[: min(text.find(stop) for stop in stops[:2])]
+
+
+def test_the_end_of_turn_token_ends_an_answer_and_is_not_shown(engine: TorchEngine, world: World) -> None:
+    end = AutoTokenizer.from_pretrained(world.folder).convert_tokens_to_ids("<|im_end|>")
+    answer = reply(engine, ask(world.target(), logit_bias={str(end): 100}, logprobs=True))
+    assert (answer.text(), answer.reason()) == ("", "stop")
+    assert answer.done.completion_tokens == 1
+    assert answer.logprobs() == []
+
+
+def test_a_banned_token_is_not_made(engine: TorchEngine, world: World) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(world.folder)
+    first = reply(engine, ask(world.target(), max_tokens=1, logprobs=True)).logprobs()[0]
+    (token_id,) = tokenizer.encode(first.token)
+    other = reply(engine, ask(world.target(), max_tokens=1, logprobs=True, logit_bias={str(token_id): -100}))
+    assert other.logprobs()[0].token != first.token
+
+
+def test_penalties_make_a_repeating_answer_vary(engine: TorchEngine, world: World) -> None:
+    plain = reply(engine, ask(world.target(), max_tokens=60, logprobs=True)).logprobs()
+    punished = reply(engine, ask(world.target(), max_tokens=60, logprobs=True, frequency_penalty=2, presence_penalty=2))
+    kinds = {entry.token for entry in punished.logprobs()}
+    assert len(kinds) > len({entry.token for entry in plain})
+
+
+def test_logprobs_are_the_models_own(engine: TorchEngine, world: World) -> None:
+    answer = reply(engine, ask(world.target(), logprobs=True, top_logprobs=3, temperature=1, seed=1, max_tokens=12))
+    tokenizer = AutoTokenizer.from_pretrained(world.folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(world.folder)
+    ids: list[int] = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=False)
+    assert len(answer.logprobs()) == 12
+    for entry in answer.logprobs():
+        with torch.inference_mode():
+            expected = torch.log_softmax(model(torch.tensor([ids])).logits[0, -1], dim=0)
+        assert [top.logprob for top in entry.top] == pytest.approx(expected.topk(3).values.tolist(), abs=1e-3)
+        token_id = int((expected - entry.logprob).abs().argmin())
+        assert tokenizer.decode([token_id]) == entry.token
+        ids.append(token_id)
+    assert all(entry.bytes is not None for entry in answer.logprobs())
+    shown = b"".join(bytes(entry.bytes or []) for entry in answer.logprobs()).decode(errors="replace")
+    assert shown == answer.text()
+
+
+def test_a_prompt_beyond_the_context_is_refused_and_names_the_numbers(engine: TorchEngine, world: World) -> None:
+    error = refusal(engine, ask(world.target(), messages=[{"role": "user", "content": "rose " * 2500}]))
+    assert (error.status, error.code, error.param) == (400, "context_length_exceeded", "messages")
+    assert "2048" in error.message
+
+
+def test_an_answer_ends_where_the_context_ends(engine: TorchEngine, world: World) -> None:
+    messages = [{"role": "user", "content": "rose " * 990}]
+    answer = reply(engine, ask(world.target(), messages=messages, max_tokens=5000))
+    assert answer.reason() == "length"
+    assert answer.prompt_tokens + answer.done.completion_tokens == 2048
+
+
+def test_an_unknown_token_in_logit_bias_is_refused(engine: TorchEngine, world: World) -> None:
+    assert refusal(engine, ask(world.target(), logit_bias={"5000": 1})).param == "logit_bias"
