@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 
 import anyio
 import asyncpg
@@ -181,9 +182,8 @@ async def _rebuild(connection: AnyConnection, view: View) -> int:
     try:
         return await _build_and_switch(connection, view)
     finally:
-        if not connection.is_closed():
-            with anyio.CancelScope(shield=True):
-                await _clear_leftovers(connection, view)
+        with anyio.CancelScope(shield=True), suppress(*OUTAGES):  # the next rebuild does it otherwise
+            await _clear_leftovers(connection, view)
 
 
 async def _build_and_switch(connection: AnyConnection, view: View) -> int:

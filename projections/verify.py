@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -19,7 +19,7 @@ from projections.runner import READ, VIEWS, WINDOW, find, rebuild
 from projections.views import View
 from rose.domain import files, jobs, models
 from rose.log.append import EntityRow
-from rose.log.pool import ACQUIRE_SECONDS, AnyConnection, Pool, unavailable
+from rose.log.pool import ACQUIRE_SECONDS, UNANSWERED, AnyConnection, Pool, unavailable
 from rose.log.read import Recorded, recorded
 
 BATCH = 100
@@ -262,7 +262,7 @@ async def _snapshot(pool: Pool) -> AsyncGenerator[AnyConnection, None]:
                 await connection.execute("set local statement_timeout = 0")
                 yield connection
             finally:
-                if not connection.is_closed():
+                with suppress(*UNANSWERED):
                     await transaction.rollback()
 
 

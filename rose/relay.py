@@ -32,7 +32,7 @@ STANDBY_SECONDS = 1.0
 """How often a standing-by relay asks for the lock."""
 RETRY_SECONDS = 0.5
 AUDIT_SECONDS = 60.0
-HALTED_SECONDS = 5.0
+HALTED_SECONDS = 2.0
 """Time between audits while halted."""
 NOTE_SECONDS = 1.0
 """The position is stored for people, at most this often."""

@@ -48,6 +48,12 @@ class Feed:
     def __init__(self, connection: AnyConnection) -> None:
         self._connection = connection
         self._bell = anyio.Event()
+        self._lost = False
+
+    @property
+    def lost(self) -> bool:
+        """True when the connection is gone; asyncpg's own answer is an error once the pool knows that too."""
+        return self._lost
 
     async def lock(self, key: int) -> bool:
         """Take the advisory lock `key` for as long as this feed is open; False when another feed holds it."""
@@ -60,7 +66,8 @@ class Feed:
             await self._bell.wait()
         self._bell = anyio.Event()
         with unavailable():
-            self._check()
+            if self._lost:
+                raise ConnectionError("the connection was lost")
 
     async def events_after(self, position: int, limit: int) -> list[RawEvent]:
         """Return up to `limit` events after `position`, in order."""
@@ -107,11 +114,13 @@ class Feed:
         assert row is not None, "migration 0001 makes the row"
         return LogIdentity(log_id=row["log_id"], system_identifier=row["system_identifier"], timeline=row["timeline"])
 
-    def _check(self) -> None:
-        if self._connection.is_closed():
-            raise ConnectionError("the connection was lost")
+    def ring(self, *_: object) -> None:
+        """Wake whoever waits."""
+        self._bell.set()
 
-    def _ring(self, *_: object) -> None:
+    def lose(self, *_: object) -> None:
+        """Note that the connection is gone."""
+        self._lost = True
         self._bell.set()
 
 
@@ -121,20 +130,19 @@ async def open_feed(pool: Pool) -> AsyncGenerator[Feed, None]:
     with unavailable():
         connection = await pool.acquire(timeout=ACQUIRE_SECONDS)
     feed = Feed(connection)
-    ring = feed._ring  # pyright: ignore[reportPrivateUsage]
     try:
         with unavailable():
-            await connection.add_listener(CHANNEL, ring)
-        connection.add_termination_listener(ring)
+            connection.add_termination_listener(feed.lose)
+            await connection.add_listener(CHANNEL, feed.ring)
         yield feed
     finally:
         with anyio.CancelScope(shield=True):
-            if not connection.is_closed():
-                connection.remove_termination_listener(ring)
-                await _forget(connection, ring)
+            if not feed.lost:
+                await _forget(connection, feed)
             await pool.release(connection, timeout=ACQUIRE_SECONDS)
 
 
-async def _forget(connection: AnyConnection, ring: object) -> None:
+async def _forget(connection: AnyConnection, feed: Feed) -> None:
     with suppress(Unavailable), unavailable():
-        await connection.remove_listener(CHANNEL, ring)  # pyright: ignore[reportArgumentType]
+        connection.remove_termination_listener(feed.lose)
+        await connection.remove_listener(CHANNEL, feed.ring)
