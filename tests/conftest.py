@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import anyio
 import asyncpg
 import pytest
 
@@ -79,6 +80,15 @@ async def database_dsn(anyio_backend: str, postgres_dsn: str, template_database:
     await _execute(postgres_dsn, f"create database {name} template {template_database} strategy file_copy")
     yield _with_database(postgres_dsn, name)
     await _execute(postgres_dsn, f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def database_dsn_for_processes(postgres_dsn: str) -> Iterator[str]:
+    """Address of a fresh database for a test that is not async itself; whoever opens it first migrates it."""
+    name = f"rose_test_{secrets.token_hex(6)}"
+    anyio.run(_execute, postgres_dsn, f"create database {name}")
+    yield _with_database(postgres_dsn, name)
+    anyio.run(_execute, postgres_dsn, f"drop database {name} with (force)")
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import msgspec
 
 from rose import leases
@@ -165,9 +166,7 @@ class Supervisor:
             nats = Nats(settings.data_dir)
             servers.append((self._server("nats", nats), nats.answers))
         for child, _ in servers:
-            self.children.append(child)
-            await child.start()
-            tasks.start_soon(child.run)
+            await self._launch(child, tasks)
         for child, answers in servers:
             await self._wait_for_server(child, answers)
         if nats is not None:
@@ -201,9 +200,16 @@ class Supervisor:
             on_change=self._write_state,
             on_line=self._on_line,
         )
-        self.children.append(child)
-        await child.start()
-        tasks.start_soon(child.run)
+        await self._launch(child, tasks)
+
+    async def _launch(self, child: Child, tasks: anyio.abc.TaskGroup) -> None:
+        """Start a child and its supervision as one step: a Ctrl-C in between would leave a process without an owner."""
+        with anyio.CancelScope(shield=True):
+            await child.start()
+            self.children.append(child)
+            tasks.start_soon(child.run)
+        self._write_state()
+        await anyio.lowlevel.checkpoint()
 
     async def _wait_for_server(self, child: Child, answers: Callable[[], bool]) -> None:
         with anyio.move_on_after(SERVER_SECONDS):

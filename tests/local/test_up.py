@@ -1,0 +1,163 @@
+"""`rose up`: one command starts everything, one ends everything, and nothing survives its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import asyncpg
+import httpx2
+import psutil
+import pytest
+
+from rose.local import state
+from tests.eventually import eventually
+from tests.local.rose_up import KINDS, RoseUp, assert_all_end, rose_up
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture
+def up(private_folder: Path) -> Iterator[RoseUp]:
+    with rose_up(private_folder) as started:
+        yield started
+
+
+def execute(up: RoseUp, statement: str) -> object:
+    async def ask() -> object:
+        connection = await asyncpg.connect(state.connection(up.settings).database_url, timeout=10)
+        try:
+            return await connection.fetchval(statement)
+        finally:
+            await connection.close()
+
+    return anyio.run(ask)
+
+
+def wait_until(condition) -> object:
+    return anyio.run(eventually, condition)
+
+
+def test_it_starts_in_a_private_folder_says_where_it_answers_and_ends_at_ctrl_c(up: RoseUp) -> None:
+    assert up.lines[-2] == f"ROSE answers at {up.settings.url} (data: {up.settings.data_dir})"
+    assert "rose upload" in up.lines[-1]
+    assert [one.kind for one in up.running().processes] == KINDS
+    assert {one.state for one in up.running().processes} == {"running"}
+    assert httpx2.get(f"{up.settings.url}/ready").json()["status"] == "ready"
+    for kind in KINDS:
+        assert (up.settings.logs / f"{kind}.log").stat().st_mode & 0o777 == 0o600
+
+    second = up.rose("up")
+    assert second.returncode == 5
+    assert f"answers at {up.settings.url}" in second.stderr
+    status = up.rose("status")
+    assert status.returncode == 0
+    assert up.settings.url in status.stdout
+
+    family = up.family()
+    assert len(family) > len(KINDS)
+    assert up.end() == 0
+    assert_all_end(family, 0)
+    assert state.status(up.settings) is None
+    assert not (up.settings.data_dir / "connection.json").exists()
+
+
+def test_after_kill_9_nothing_is_left_and_the_next_start_goes_on(up: RoseUp) -> None:
+    execute(up, "create table kept as select 1 as n")
+    family = up.family()
+    assert up.end(signal.SIGKILL) == -signal.SIGKILL
+    assert_all_end(family)
+    up.start()
+    assert execute(up, "select n from kept") == 1
+    assert httpx2.get(f"{up.settings.url}/ready").json()["status"] == "ready"
+
+
+def test_everything_that_crashes_comes_back(up: RoseUp) -> None:
+    before = {kind: up.pid_of(kind) for kind in KINDS}
+    nats_url = state.connection(up.settings).nats_url
+    for pid in before.values():
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+    def all_new() -> bool:
+        now = up.running().processes
+        return all(one.pid not in (None, before[one.kind]) and one.restarts >= 1 for one in now)
+
+    wait_until(all_new)
+    assert state.connection(up.settings).nats_url == nats_url, "clients come back to the address they know"
+
+    def answers() -> bool:
+        try:
+            return httpx2.get(f"{up.settings.url}/ready").json()["status"] == "ready"
+        except httpx2.TransportError:
+            return False
+
+    wait_until(answers)
+
+
+def test_detached_it_runs_on_until_down(private_folder: Path) -> None:
+    up = RoseUp(private_folder)
+    started = up.rose("up", "--detach")
+    try:
+        assert started.returncode == 0, started.stderr
+        assert up.settings.url in started.stdout
+        family = up.family()
+        assert psutil.Process(up.running().pid).ppid() != os.getpid()
+    finally:
+        down = up.rose("down")
+    assert down.returncode == 0
+    assert_all_end(family, 0)
+    assert up.rose("status").returncode == 7
+
+
+def test_a_taken_port_is_a_sentence_and_leaves_nothing(private_folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port: int = taken.getsockname()[1]
+        up = RoseUp(private_folder, {"ROSE_PORT": str(port)})
+        for arguments in (("up",), ("up", "--detach")):
+            refused = up.rose(*arguments)
+            assert refused.returncode == 7
+            assert f"Port {port} on 127.0.0.1 cannot be used" in refused.stderr
+            assert f"rose up --port {port + 1}" in refused.stderr
+    assert state.status(up.settings) is None
+
+
+def test_given_services_are_used_and_nothing_is_embedded(
+    private_folder: Path, database_dsn_for_processes: str, nats_url: str, nats_token: str | None
+) -> None:
+    environment = {"ROSE_DATABASE_URL": database_dsn_for_processes, "ROSE_NATS_URL": nats_url}
+    if nats_token:
+        environment["ROSE_NATS_TOKEN"] = nats_token
+    with rose_up(private_folder, environment) as up:
+        assert [one.kind for one in up.running().processes] == KINDS[2:]
+        assert not (private_folder / "postgres").exists()
+        assert not (private_folder / "nats").exists()
+        assert httpx2.get(f"{up.settings.url}/ready").json()["postgres"] == "connected"
+
+
+def test_ctrl_c_while_it_starts_ends_what_had_started(private_folder: Path) -> None:
+    up = RoseUp(private_folder)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.app", "up"],
+        env=up.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        wait_until(lambda: state.status(up.settings) is not None and len(up.running().processes) >= 3)
+        family = up.family()
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+    assert process.wait(timeout=60) == 0
+    assert_all_end(family, 0)
