@@ -7,7 +7,7 @@ is the only source of special tokens. `{% generation %}` marks are not used: mos
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -114,7 +114,7 @@ def render_training(tokenizer: Any, example: ChatExample, maximum_tokens: int) -
     messages = [prepare(message) for message in example.messages]
     weights = [float(message.get("weight", 1)) for message in example.messages]
     try:
-        return _render_training(tokenizer, messages, weights, example.tools, maximum_tokens)
+        return _render_training(_Chat(tokenizer, messages, weights, example.tools), maximum_tokens)
     except InvalidRequest as error:
         raise InvalidDataset(
             f"Example {example.number} (line {example.line}): {error.message}",
@@ -224,56 +224,81 @@ def _special_ids(tokenizer: Any) -> frozenset[int]:
 # --- training
 
 
-def _render_training(
-    tokenizer: Any,
-    messages: list[dict[str, Any]],
-    weights: list[float],
-    tools: Sequence[Mapping[str, Any]] | None,
-    maximum_tokens: int,
-) -> Rendering:
-    learned = [i for i, message in enumerate(messages) if message.get("role") == "assistant" and weights[i] > 0]
-    if not learned:
+class _Chat(NamedTuple):
+    """A conversation of which some answers are learned."""
+
+    tokenizer: Any
+    messages: list[dict[str, Any]]
+    weights: list[float]
+    tools: Sequence[Mapping[str, Any]] | None
+
+    def until(self, index: int) -> _Chat:
+        """Return the conversation up to and with message `index`, of which only that one is learned."""
+        return self._replace(messages=self.messages[: index + 1], weights=[0.0] * index + [self.weights[index]])
+
+    def answers(self) -> list[int]:
+        return [
+            index
+            for index, message in enumerate(self.messages)
+            if message.get("role") == "assistant" and self.weights[index] > 0
+        ]
+
+
+def _render_training(chat: _Chat, maximum_tokens: int) -> Rendering:
+    answers = chat.answers()
+    if not answers:
         raise InvalidRequest("no assistant message, so nothing to learn from")
-    last = learned[-1]
-    parts = _answers(tokenizer, messages[: last + 1], weights, tools)
-    if parts is not None:
-        example, cut = _fit(tokenizer, messages[: last + 1], weights, tools, parts, maximum_tokens)
-        return Rendering(examples=(example,), cut=cut)
-    fitted = [_fit_single(tokenizer, messages[: i + 1], weights[i], tools, maximum_tokens) for i in learned]
+    last = answers[-1] + 1  # what comes after the last learned answer changes nothing
+    chat = chat._replace(messages=chat.messages[:last], weights=chat.weights[:last])
+    whole = _conversation(chat)
+    if whole is None:
+        fitted = [_fit(_single, _single(one), one, maximum_tokens) for one in map(chat.until, answers)]
+    else:
+        fitted = [_fit(_conversation, whole, chat, maximum_tokens)]
     return Rendering(examples=tuple(example for example, _ in fitted), cut=any(cut for _, cut in fitted))
 
 
-def _answers(
-    tokenizer: Any,
-    messages: Sequence[dict[str, Any]],
-    weights: Sequence[float],
-    tools: Sequence[Mapping[str, Any]] | None,
-) -> _Text | None:
-    """Return the conversation with all its answers' places; None when the template renders them differently when asked.
+def _conversation(chat: _Chat) -> Tokenized | None:
+    """Return the conversation in one sequence; None when one of its answers follows another text than when asked.
 
-    A template is prefix-preserving when the text up to an answer is the beginning of the whole text.
+    A template is prefix-preserving when the text up to an answer is the beginning of the whole text; the same must
+    hold for the tokens.
     """
-    whole = _render(tokenizer, messages, tools, prompt=False)
+    whole = _render(chat.tokenizer, chat.messages, chat.tools, prompt=False)
     spans: list[_Span] = []
-    for index, message in enumerate(messages):
-        if message.get("role") != "assistant" or weights[index] <= 0:
-            continue
-        single = _answer(tokenizer, messages[: index + 1], weights[index], tools)
+    for index in chat.answers():
+        single = _answer(chat.until(index))
         if not whole.startswith(single.text):
             return None
         spans += single.spans
-    return _Text(whole, spans)
+    ids, places = _encode(chat.tokenizer, whole)
+    starts = {span.start for span in spans}
+    if any(not starts.isdisjoint(range(start + 1, end)) for start, end in places):
+        return None
+    return _weigh(chat.tokenizer, _Text(whole, spans), ids, places)
 
 
-def _answer(
-    tokenizer: Any, messages: Sequence[dict[str, Any]], weight: float, tools: Sequence[Mapping[str, Any]] | None
-) -> _Text:
+def _single(chat: _Chat) -> Tokenized:
+    """Return the last message, an answer, after the tokens with which it is asked."""
+    rendered = _answer(chat)
+    seam = rendered.spans[0].start
+    ids, places = _encode(chat.tokenizer, rendered.text)
+    if any(start < seam < end for start, end in places):
+        # A token that reaches over the seam is never made: the prompt has ended before it.
+        ids, places = _encode(chat.tokenizer, rendered.text[:seam])
+        rest, rest_places = _encode(chat.tokenizer, rendered.text[seam:])
+        ids, places = ids + rest, places + [(start + seam, end + seam) for start, end in rest_places]
+    return _weigh(chat.tokenizer, rendered, ids, places)
+
+
+def _answer(chat: _Chat) -> _Text:
     """Return the prompt exactly as it is asked, followed by the last message, the answer."""
-    whole = _render(tokenizer, messages, tools, prompt=False)
-    if len(messages) == 1:
-        start = max(whole.find(messages[0]["content"]), 0)
+    weight = chat.weights[-1]
+    whole = _render(chat.tokenizer, chat.messages, chat.tools, prompt=False)
+    if len(chat.messages) == 1:
+        start = max(whole.find(chat.messages[0]["content"]), 0)
         return _Text(whole, [_Span(start, len(whole), weight)])
-    asked = _render(tokenizer, messages[:-1], tools, prompt=True)
+    asked = _render(chat.tokenizer, chat.messages[:-1], chat.tools, prompt=True)
     if not whole.startswith(asked):
         # The prompt ends otherwise than the answer begins (an opened thought, say): ask as it is asked.
         shared = next((i for i, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), len(whole))
@@ -281,108 +306,71 @@ def _answer(
     return _Text(whole, [_Span(len(asked), len(whole), weight)])
 
 
-def _tokenise(tokenizer: Any, rendered: _Text) -> Tokenized:
-    """Tokenise a text and weigh the tokens of its spans up to the mark that ends each answer."""
-    ids, places = _encode(tokenizer, rendered.text)
+def _weigh(tokenizer: Any, rendered: _Text, ids: list[int], places: list[tuple[int, int]]) -> Tokenized:
+    """Weigh the tokens of each span up to the mark that ends the answer.
+
+    Raises: InvalidRequest when nothing is left to learn, whatever the reason.
+    """
     special = _special_ids(tokenizer)
     weights = [0.0] * len(ids)
-    ended = True
+    inside: list[int] = []
     for span in rendered.spans:
-        inside = [i for i, (start, end) in enumerate(places) if start >= span.start and end <= span.end and end > start]
+        inside = [i for i, (start, end) in enumerate(places) if span.start <= start < end <= span.end]
         # What follows the end mark (a line break, mostly) is never made by the model: it stops before.
         while inside and ids[inside[-1]] not in special and not rendered.text[slice(*places[inside[-1]])].strip():
             inside.pop()
         for i in inside:
             weights[i] = span.weight
-        ended = bool(inside) and ids[inside[-1]] in special
-    if rendered.spans and not ended and tokenizer.eos_token_id is not None:
+    if inside and ids[inside[-1]] not in special and tokenizer.eos_token_id is not None:
         # A template without an end mark would teach the model to go on for ever.
-        stop = max((i for i, weight in enumerate(weights) if weight), default=len(ids) - 1) + 1
+        stop = inside[-1] + 1
         ids, weights = [*ids[:stop], tokenizer.eos_token_id], [*weights[:stop], rendered.spans[-1].weight]
     if weights:
         weights[0] = 0.0
+    if not any(weights):
+        raise InvalidRequest("the model's chat template leaves nothing of the answer to learn from")
     return Tokenized(ids=ids, weights=weights)
 
 
 def _fit(
-    tokenizer: Any,
-    messages: list[dict[str, Any]],
-    weights: Sequence[float],
-    tools: Sequence[Mapping[str, Any]] | None,
-    rendered: _Text,
-    maximum_tokens: int,
+    tokenise: Callable[[_Chat], Tokenized | None], example: Tokenized, chat: _Chat, maximum_tokens: int
 ) -> tuple[Tokenized, bool]:
-    """Return the conversation with as many of its newest turns as fit, and whether some had to go."""
-    example = _checked(_tokenise(tokenizer, rendered))
+    """Return the conversation with as many of its newest turns as fit, and whether something had to go."""
     if len(example.ids) <= maximum_tokens:
         return example, False
-    for shorter, their_weights in _without_oldest_turns(messages, weights):
-        parts = _answers(tokenizer, shorter, their_weights, tools)
-        if parts is None:
-            break
-        example = _checked(_tokenise(tokenizer, parts))
-        if len(example.ids) <= maximum_tokens:
-            return example, True
-    return _fit_single(tokenizer, messages, weights[len(messages) - 1], tools, maximum_tokens)
+    shortest = chat
+    for shortest in _without_oldest_turns(chat):
+        shorter = tokenise(shortest)
+        if shorter is not None and len(shorter.ids) <= maximum_tokens:
+            return shorter, True
+    shortest = shortest.until(len(shortest.messages) - 1)
+    return _cut_question(shortest, _single(shortest), maximum_tokens), True
 
 
-def _fit_single(
-    tokenizer: Any,
-    messages: list[dict[str, Any]],
-    weight: float,
-    tools: Sequence[Mapping[str, Any]] | None,
-    maximum_tokens: int,
-) -> tuple[Tokenized, bool]:
-    """Return the last answer after as much of what comes before it as fits, and whether something had to go."""
-    shortest = messages
-    example = _checked(_tokenise(tokenizer, _answer(tokenizer, messages, weight, tools)))
-    if len(example.ids) <= maximum_tokens:
-        return example, False
-    for shortest, _ in _without_oldest_turns(messages, [weight] * len(messages)):
-        example = _checked(_tokenise(tokenizer, _answer(tokenizer, shortest, weight, tools)))
-        if len(example.ids) <= maximum_tokens:
-            return example, True
-    return _cut_question(tokenizer, shortest, example, tools, maximum_tokens), True
-
-
-def _without_oldest_turns(
-    messages: list[dict[str, Any]], weights: Sequence[float]
-) -> Iterable[tuple[list[dict[str, Any]], list[float]]]:
+def _without_oldest_turns(chat: _Chat) -> Iterable[_Chat]:
     """Yield the conversation without its oldest turn, without its two oldest, …; system messages at the start stay.
 
     A turn begins with a user's message.
     """
+    messages, weights = chat.messages, chat.weights
     head = next((i for i, message in enumerate(messages) if message.get("role") != "system"), len(messages))
     for start in range(head + 1, len(messages)):
         if messages[start].get("role") == "user":
-            yield messages[:head] + messages[start:], [*weights[:head], *weights[start : len(messages)]]
+            yield chat._replace(messages=messages[:head] + messages[start:], weights=weights[:head] + weights[start:])
 
 
-def _cut_question(
-    tokenizer: Any,
-    messages: list[dict[str, Any]],
-    example: Tokenized,
-    tools: Sequence[Mapping[str, Any]] | None,
-    maximum_tokens: int,
-) -> Tokenized:
+def _cut_question(chat: _Chat, example: Tokenized, maximum_tokens: int) -> Tokenized:
     """Leave out the beginning of the only question that is left; the system messages before it stay if they fit."""
     first = next(i for i, weight in enumerate(example.weights) if weight)
     answer_tokens = len(example.ids) - first
     if answer_tokens + 1 > maximum_tokens:
         raise InvalidRequest(f"the answer alone has {answer_tokens} tokens; the model's context holds {maximum_tokens}")
     head = 0
-    if messages[0].get("role") == "system":
+    if chat.messages[0].get("role") == "system":
         with suppress(InvalidRequest):  # some templates refuse system messages alone
-            kept = _encode(tokenizer, _render(tokenizer, messages[:1], tools, prompt=False))[0]
+            kept = _encode(chat.tokenizer, _render(chat.tokenizer, chat.messages[:1], chat.tools, prompt=False))[0]
             if example.ids[: len(kept)] == kept and len(kept) + answer_tokens < maximum_tokens:
                 head = len(kept)
     tail = len(example.ids) - (maximum_tokens - head)
     weights = example.weights[:head] + example.weights[tail:]
     return Tokenized(ids=example.ids[:head] + example.ids[tail:], weights=[0.0, *weights[1:]])
-
-
-def _checked(example: Tokenized) -> Tokenized:
-    """Refuse a sequence without anything to learn, whatever the reason."""
-    if not any(example.weights):
-        raise InvalidRequest("the model's chat template leaves nothing of the answer to learn from")
-    return example
