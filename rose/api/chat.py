@@ -6,9 +6,10 @@ The engine speaks OpenAI's protocol, so answers pass through as they come; nothi
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any, TypeVar
 
+import anyio
 import msgspec
 from litestar import Response
 from litestar.response import Stream
@@ -22,6 +23,11 @@ from rose.api.services import Services, TheServices
 from rose.domain.job_values import BaseModel
 from rose.errors import InvalidRequest, NotFound, RoseError
 from rose.inference.request import Target, parse_request
+
+Value = TypeVar("Value")
+
+CLIENT_LEFT = 499
+"""Status of an answer that nobody is there to read."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +48,8 @@ async def create_chat_completion(request: AnyRequest, services: TheServices) -> 
     engines = await leases.workers(services.pool, "inference")
     url = services.engines.choose(engines, target.base.fingerprint)
     if not parsed.stream:
-        return Response(await services.engines.complete(url, asking), status_code=200)
+        answer = await _unless_client_leaves(request, services.engines.complete(url, asking))
+        return Response(answer, status_code=200 if answer is not None else CLIENT_LEFT)
     frames = _passed_on(services, url, asking)
     await anext(frames)  # so that a refusal is a status and not a broken stream
     return Stream(
@@ -73,6 +80,28 @@ async def _passed_on(services: Services, url: str, asking: dict[str, Any]) -> As
         except RoseError as error:
             logger.warning("a completion broke off: %s", error)
             yield b"data: " + error_json(error) + b"\n\n"
+
+
+async def _unless_client_leaves(request: AnyRequest, work: Coroutine[Any, Any, Value]) -> Value | None:
+    """Return what `work` returns, or None when the client closes its connection first: then the work is cancelled."""
+    failure: RoseError | None = None
+    value: Value | None = None
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        try:
+            value = await work
+        except RoseError as error:  # kept out of the task group, which would wrap it
+            failure = error
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return value
 
 
 def _target(named: Named) -> Target:

@@ -16,6 +16,7 @@ from rose import leases
 from rose.api.services import Services
 from rose.commands import Request
 from rose.domain import job_commands as ask
+from rose.domain.artifacts import Artifact
 from rose.domain.files import AddFile
 from rose.domain.hyperparameters import DataFacts, resolve
 from rose.domain.job_values import BaseModel, JobError, StepMetrics, Warning
@@ -61,15 +62,16 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 class Trainer:
     """Reports a job's run as a trainer does: claims, leases and fenced appends, all through the real log."""
 
-    def __init__(self, services: Services, job_id: str) -> None:
+    def __init__(self, services: Services, job_id: str, base: BaseModel = BASE) -> None:
         self._services = services
+        self._base = base
         self._job_id = job_id
         self._owner = new_id("trainer_")
         self.epoch = 0
 
     def on(self, services: Services) -> Trainer:
         """Return the same trainer, in the same run, working through other services."""
-        again = Trainer(services, self._job_id)
+        again = Trainer(services, self._job_id, self._base)
         again.epoch, again._owner = self.epoch, self._owner
         return again
 
@@ -89,7 +91,7 @@ class Trainer:
             ask.FinishValidation(
                 epoch=self.epoch,
                 at=_now(),
-                base=BASE,
+                base=self._base,
                 hyperparameters=resolve(state.requested, facts, state.seed),
                 tokens=40,
                 validation_tokens=0,
@@ -126,9 +128,11 @@ class Trainer:
         )
         await self._report(ask.ReportSteps(epoch=self.epoch, steps=metrics))
 
-    async def checkpoint(self, step: int) -> None:
+    async def checkpoint(self, step: int, artifact: Artifact | None = None) -> None:
         """Save and report a checkpoint."""
-        artifact = self._publish(f"jobs/{self._job_id}/e{self.epoch}/step-{step}", f"weights of step {step}")
+        artifact = artifact or self._publish(
+            f"jobs/{self._job_id}/e{self.epoch}/step-{step}", f"weights of step {step}"
+        )
         await self._report(
             ask.SaveCheckpoint(
                 epoch=self.epoch,
@@ -141,9 +145,9 @@ class Trainer:
             )
         )
 
-    async def succeed(self, step: int = 2) -> None:
+    async def succeed(self, step: int = 2, artifact: Artifact | None = None) -> None:
         """Save the model and the result file, and end the job."""
-        artifact = self._publish(f"jobs/{self._job_id}/e{self.epoch}/model", "final weights")
+        artifact = artifact or self._publish(f"jobs/{self._job_id}/e{self.epoch}/model", "final weights")
         file_id = new_id("file_")
         with self._services.blobs.open_temporary() as blob:
             blob.write(b"step,train_loss\n1,1.0\n")

@@ -1,0 +1,190 @@
+"""Chat completions through the official client, the API and a real engine on a real (small) model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+import openai
+import pytest
+
+from rose import leases
+from rose.language_models.locate import locate
+from rose.log.pool import Pool
+from rose.settings import Settings
+from tests.api.conftest import serving
+from tests.api.running import Running, Trainer, free_port
+from tests.eventually import eventually
+
+pytestmark = pytest.mark.anyio
+
+QUESTION: Any = [{"role": "user", "content": "What does a rose need to bloom?"}]
+
+
+class Chat(msgspec.Struct, frozen=True, kw_only=True):
+    """An API with an engine, a base and a model tuned on it."""
+
+    api: Running
+    base: str
+    tuned: str
+
+    async def say(self, model: str, **more: Any) -> str:
+        """Return the greedy answer of a model."""
+        asked: dict[str, Any] = {"temperature": 0, "max_tokens": 12, **more}
+        answer = await self.api.openai.chat.completions.create(model=model, messages=QUESTION, **asked)
+        assert answer.model == model
+        return answer.choices[0].message.content or ""
+
+
+@pytest.fixture
+async def chat(
+    settings: Any, database_dsn: str, pool: Pool, fixture_base: Path, seed_file: Path
+) -> AsyncIterator[Chat]:
+    from rose.inference.server import serve
+    from tests.inference.asking import make_adapter
+
+    given: Settings = settings(
+        port=free_port(), database_url=database_dsn, device="cpu", hub_offline=True, inference_threads=1
+    )
+    stop = anyio.Event()
+    async with serving(given, pool) as api, anyio.create_task_group() as tasks:
+        tasks.start_soon(serve, given, stop)
+        located = locate(str(fixture_base), models_dir=fixture_base.parent).base_model()
+        job = await api.job(seed_file, model=str(fixture_base), suffix="red")
+        trainer = Trainer(api.services, job.id, located)
+        await trainer.validate()
+        await trainer.start()
+        blobs = api.services.blobs
+        red = await anyio.to_thread.run_sync(make_adapter, fixture_base, blobs, located, 1)
+        white = await anyio.to_thread.run_sync(make_adapter, fixture_base, blobs, located, 2)
+        await trainer.checkpoint(5, white)
+        await trainer.succeed(50, red)
+        tuned = (await api.openai.fine_tuning.jobs.retrieve(job.id)).fine_tuned_model
+        assert tuned is not None
+        await eventually(lambda: leases.workers(pool, "inference"))
+        yield Chat(api=api, base=str(fixture_base), tuned=tuned)
+        stop.set()
+
+
+async def test_base_model_and_checkpoint_answer_each_in_its_own_way(chat: Chat) -> None:
+    base, tuned = await chat.say(chat.base), await chat.say(chat.tuned)
+    checkpoint = await chat.say(f"{chat.tuned}:ckpt-step-5")
+    assert len({base, tuned, checkpoint}) == 3
+    assert await chat.say(chat.tuned) == tuned
+    usage = (await chat.api.openai.chat.completions.create(model=chat.tuned, messages=QUESTION, max_tokens=3)).usage
+    assert usage is not None
+    assert usage.completion_tokens <= 3
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+async def test_a_stream_says_the_same_piece_by_piece(chat: Chat) -> None:
+    whole = await chat.say(chat.tuned)
+    stream = await chat.api.openai.chat.completions.create(
+        model=chat.tuned,
+        messages=QUESTION,
+        temperature=0,
+        max_tokens=12,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = [chunk async for chunk in stream]
+    assert {chunk.model for chunk in chunks} == {chat.tuned}
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole
+    assert chunks[-1].usage is not None
+
+
+async def test_leaving_a_stream_frees_the_engine(chat: Chat) -> None:
+    body = {"model": chat.tuned, "messages": QUESTION, "stream": True, "max_tokens": 400, "logit_bias": {}}
+    async with chat.api.http.stream("POST", "/v1/chat/completions", json=body) as response:
+        async for line in response.aiter_lines():
+            if line.startswith("data: "):
+                assert json.loads(line[6:])["object"] == "chat.completion.chunk"
+                break
+    await eventually(lambda: _idle(chat))
+
+
+async def test_leaving_a_plain_call_frees_the_engine(chat: Chat) -> None:
+    body = {"model": chat.tuned, "messages": QUESTION, "max_tokens": 400, "n": 8}
+    async with anyio.create_task_group() as tasks:
+
+        async def call() -> None:
+            await chat.api.http.post("/v1/chat/completions", json=body)
+
+        tasks.start_soon(call)
+        await eventually(lambda: _busy(chat))
+        tasks.cancel_scope.cancel()
+    await eventually(lambda: _idle(chat))
+
+
+async def test_an_unknown_model_is_not_found(chat: Chat) -> None:
+    for name in ("no-such", f"{chat.tuned}:ckpt-step-7", f"{chat.tuned}-x"):
+        with pytest.raises(openai.NotFoundError) as refused:
+            await chat.say(name)
+        assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
+        assert name in refused.value.message
+
+
+async def test_a_deleted_model_answers_no_more(chat: Chat) -> None:
+    await chat.api.openai.models.delete(chat.tuned)
+    for name in (chat.tuned, f"{chat.tuned}:ckpt-step-5"):
+        with pytest.raises(openai.NotFoundError):
+            await chat.say(name)
+
+
+async def test_a_prompt_that_is_too_long_is_refused_before_the_stream_starts(chat: Chat) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        await chat.api.openai.chat.completions.create(
+            model=chat.base, messages=[{"role": "user", "content": "rose " * 20_000}], stream=True
+        )
+    assert refused.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": None}, "messages"),
+        ({"messages": [{"role": "bot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
+        ({"model": None}, "model"),
+        ({"temperature": 2.5}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": -1}, "top_p"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"n": 0}, "n"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"seed": "x"}, "seed"),
+        ({"stream": "yes"}, "stream"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+async def test_bad_requests_name_the_field(shared_api: Running, change: dict[str, Any], param: str) -> None:
+    body = {"model": "tiny", "messages": QUESTION, **change}
+    answer = await shared_api.http.post("/v1/chat/completions", content=json.dumps(body))
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+
+
+async def test_without_an_engine_the_client_may_try_again(shared_api: Running) -> None:
+    answer = await shared_api.http.post("/v1/chat/completions", json={"model": "tiny", "messages": QUESTION})
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "2"
+    assert answer.json()["error"]["code"] == "no_engine"
+
+
+async def _active(chat: Chat) -> int:
+    (engine,) = await leases.workers(chat.api.services.pool, "inference")
+    return (await chat.api.http.get(f"{engine.url}/health")).json()["active_requests"]
+
+
+async def _busy(chat: Chat) -> bool:
+    return await _active(chat) > 0
+
+
+async def _idle(chat: Chat) -> bool:
+    return await _active(chat) == 0
