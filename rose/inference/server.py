@@ -230,7 +230,7 @@ class EngineApp:
         loop = asyncio.get_running_loop()
 
         def put(piece: Piece) -> None:
-            with contextlib.suppress(anyio.BrokenResourceError):  # nobody listens any more
+            with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # nobody listens
                 deliver.send_nowait(piece)
 
         def sink(piece: Piece) -> None:
