@@ -113,12 +113,13 @@ def build(model: str = "tiny", /, *, common: Common = COMMON) -> None:
 
     from rose import settings as settings_module
     from rose.domain.bases import BUILT_IN
+    from rose.language_models.locate import tiny_folder
 
     if model not in BUILT_IN:
         raise InvalidRequest(
             f"ROSE can build {', '.join(BUILT_IN)}, not {model!r}.", hint=f"Try: rose models pull {model}"
         )
-    target = settings_module.load().models / model
+    target = tiny_folder(settings_module.load().models)
     target.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         [sys.executable, "-m", "rose.language_models.tiny", str(target)], stdout=sys.stderr, check=False

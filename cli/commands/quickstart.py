@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from cli.options import Common
 from rose import settings as settings_module
 from rose.errors import RoseError, Unavailable
+from rose.language_models.locate import FACTS_FILE, tiny_folder
 
 if TYPE_CHECKING:
     from cli.client import Client
@@ -60,7 +61,7 @@ def _run(client: Client, model: str, settings: Settings, common: Common) -> int:
     from cli.watching import watch_job
 
     output = common.output
-    if model == MODEL and not (settings.models / MODEL / "config.json").is_file():
+    if model == MODEL and not (_folder(settings) / FACTS_FILE).is_file():
         _headline(output, f"Building the toy base model {MODEL!r} (about a minute, once; a toy, not a language model)")
         _build(settings)
     _headline(output, f"1. Upload {DATA.name}: {require_good_data(DATA, 'quickstart cannot run')} conversations")
@@ -134,7 +135,7 @@ def _build(settings: Settings) -> None:
     import subprocess
     import sys
 
-    target = settings.models / MODEL
+    target = _folder(settings)
     target.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run([sys.executable, "-m", "rose.language_models.tiny", str(target)], check=False)
     if done.returncode != 0:
@@ -150,6 +151,10 @@ def _farewell(output: Output, *, running: bool) -> None:
         output.line("  rose up                      (in one terminal; the model stays)")
     output.line("  rose upload training_data.jsonl")
     output.line("  rose finetune create last --model tiny --suffix my-model-v1 --watch")
+
+
+def _folder(settings: Settings) -> Path:
+    return tiny_folder(settings.models)
 
 
 def _headline(output: Output, text: str) -> None:
