@@ -39,7 +39,7 @@ def play(script: str, spec: RunSpec, channel: Channel) -> int:
             os.write(int(os.environ["ROSE_REPORT_FD"]), b"Traceback (most recent call last):\n")
             threading.Event().wait()
         case "has a full disk once":
-            if not spec.recovery_points and spec.epoch == 2:
+            if not spec.recovery_points and spec.epoch == 1:
                 channel.report(Failed(code="no_space", message="The disk is full."))
                 return 1
             channel.report(finished(model(spec)))

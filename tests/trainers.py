@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,18 @@ from rose import leases
 from rose.blobs import Blobs
 from rose.bus import Bus
 from rose.commands import Commands, Request
+from rose.domain import jobs
 from rose.domain.catalogue import Event
 from rose.domain.files import AddFile
 from rose.domain.hyperparameters import DataFacts, parse, resolve
-from rose.domain.job_commands import CancelJob, CreateJob, FinishValidation, PauseJob, ResumeJob, StartValidation
-from rose.domain.job_events import RecoveryPointSaved, StepsReported
+from rose.domain.job_commands import CancelJob, CreateJob, PauseJob, ResumeJob
+from rose.domain.job_events import FilesValidated, JobQueued, RecoveryPointSaved, StepsReported
 from rose.domain.job_values import BaseRequest, PinnedFile
 from rose.domain.jobs import JobState
 from rose.ids import new_id
 from rose.language_models.locate import locate
 from rose.local import launcher
-from rose.log.append import Actor, LeaseChange
+from rose.log.append import Actor, StreamWrite, append
 from rose.log.pool import Pool
 from rose.log.read import read_stream
 from rose.settings import Settings, to_environment
@@ -92,28 +93,15 @@ class House:
         await self.commands.add_file(add, Request(actor=CLIENT))
         return PinnedFile(id=file_id, filename=filename, artifact=artifact)
 
-    async def create(
-        self, content: bytes | None = None, *, base: str | None = None, seed: int = 1, **hyperparameters: Any
-    ) -> str:
+    async def create(self, content: bytes | None = None, *, base: str | None = None, **hyperparameters: Any) -> str:
         """Create a job and return its id."""
-        command = CreateJob(
-            job_id=new_id("ftjob_"),
-            at=int(time.time()),
-            model="fixture",
-            base=BaseRequest(source=base or str(self.base)),
-            training_file=await self.upload(jsonl() if content is None else content),
-            validation_file=None,
-            suffix=None,
-            seed=seed,
-            method="supervised",
-            hyperparameters=parse(hyperparameters),
-            model_name="",
-        )
+        command = await self._create_command(jsonl() if content is None else content, base, hyperparameters)
         return (await self.commands.create_job(command, Request(actor=CLIENT))).state.id
 
-    async def create_queued(self, *, seed: int = 1, **hyperparameters: Any) -> str:
-        """Create a job over EXAMPLES and validate it by hand, which saves the validation child; return its id."""
-        job_id = await self.create(seed=seed, **hyperparameters)
+    async def create_queued(self, **hyperparameters: Any) -> str:
+        """Create a job over EXAMPLES that is validated and queued in the same append; return its id."""
+        create = await self._create_command(jsonl(), None, hyperparameters)
+        create = msgspec.structs.replace(create, model_name=f"{create.model}-{create.job_id}")
         located = locate(str(self.base), models_dir=self.settings.models, offline=True)
         facts = DataFacts(
             examples=len(EXAMPLES),
@@ -123,21 +111,34 @@ class House:
             context_tokens=located.context_tokens,
             base_learning_rate=located.base_learning_rate,
         )
-        lease = LeaseChange(action="claim", job_id=job_id, kind="validation", epoch=1, owner="tests")
-        start = StartValidation(owner="tests", epoch=1, at=int(time.time()))
-        await self.commands.job(job_id, start, Request(actor=CLIENT), lease=lease)
-        finish = FinishValidation(
-            epoch=1,
-            at=int(time.time()),
+        validated = FilesValidated(
+            epoch=0,  # nobody claimed the job for it
             base=located.base_model(),
-            hyperparameters=resolve(parse(hyperparameters), facts, seed=seed),
+            hyperparameters=resolve(create.hyperparameters, facts, seed=create.seed),
             tokens=1,
             validation_tokens=0,
             needs={},
         )
-        release = msgspec.structs.replace(lease, action="release")
-        await self.commands.job(job_id, finish, Request(actor=CLIENT), fenced=True, lease=release)
-        return job_id
+        events = (*jobs.decide(create, jobs.initial), validated, JobQueued(reason="validated"))
+        state = reduce(jobs.evolve, events, jobs.initial)
+        write = StreamWrite(stream_id=f"job/{state.id}", expected_version=0, events=events, row=jobs_view.row(state))
+        await append(self.pool, [write], command_id=f"{state.id}:queued", actor=CLIENT)
+        return state.id
+
+    async def _create_command(self, content: bytes, base: str | None, hyperparameters: dict[str, Any]) -> CreateJob:
+        return CreateJob(
+            job_id=new_id("ftjob_"),
+            at=int(time.time()),
+            model="fixture",
+            base=BaseRequest(source=base or str(self.base)),
+            training_file=await self.upload(content),
+            validation_file=None,
+            suffix=None,
+            seed=1,
+            method="supervised",
+            hyperparameters=parse(hyperparameters),
+            model_name="",
+        )
 
     async def cancel(self, job_id: str) -> JobState:
         return (await self.commands.job(job_id, CancelJob(at=int(time.time())), Request(actor=CLIENT))).state
