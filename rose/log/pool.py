@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 import stamina
+import stamina.instrumentation
+from stamina.instrumentation import RetryDetails
 
 from rose.errors import InvalidRequest, Unavailable
 from rose.settings import Settings
@@ -158,3 +160,11 @@ async def fetch_row(pool: Pool, query: str, *arguments: object) -> Record | None
     """Return the first row of a query that may be asked again without harm, or None. Raises: Unavailable."""
     rows = await fetch(pool, query, *arguments)
     return rows[0] if rows else None
+
+
+def _log_retry(details: RetryDetails) -> None:
+    error = details.caused_by
+    logger.warning("Postgres: trying again in %.2f s (%s: %s)", details.wait_for, type(error).__name__, error)
+
+
+stamina.instrumentation.set_on_retry_hooks([_log_retry])  # its own hook names neither the error nor what was tried

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 
 import anyio
@@ -30,6 +31,8 @@ STOP_SECONDS = 2.0
 BATCH = 512
 RING = 10_000
 """Events kept in memory, of all streams together."""
+RING_BYTES = 64 << 20
+"""JSON of the kept events together; large events make the ring shorter."""
 
 
 class Tailer:
@@ -38,10 +41,12 @@ class Tailer:
     It holds one connection of the pool while it runs, and takes another when Postgres went away and came back.
     """
 
-    def __init__(self, pool: Pool, *, ring: int = RING) -> None:
+    def __init__(self, pool: Pool, *, ring: int = RING, ring_bytes: int = RING_BYTES) -> None:
         self._pool = pool
-        self._ring_size = ring
-        self._ring: deque[Recorded] = deque()
+        self._longest = ring
+        self._largest = ring_bytes
+        self._ring: deque[tuple[str, int, int]] = deque()  # stream, position, size; the events lie in _streams
+        self._bytes = 0
         self._streams: dict[str, deque[Recorded]] = {}
         self._floor = 0
         self._position = 0
@@ -153,9 +158,9 @@ class Tailer:
                 with anyio.move_on_after(POLL_SECONDS):
                     await self._notified.wait()
         finally:
-            if not connection.is_closed():
-                with anyio.move_on_after(CONNECT_SECONDS, shield=True):
-                    await connection.remove_listener(CHANNEL, self._notice)
+            # On a lost connection this fails, and asking asyncpg whether it is lost fails too.
+            with suppress(*UNANSWERED), anyio.move_on_after(CONNECT_SECONDS, shield=True):
+                await connection.remove_listener(CHANNEL, self._notice)
 
     def _notice(self, *_: object) -> None:
         self._notified.set()
@@ -182,22 +187,26 @@ class Tailer:
             self._forget_all()
             self._position = self._floor = row["position"]
             return
-        self._ring.append(event)
+        size = len(row["data"])
+        self._ring.append((event.stream_id, event.position, size))
+        self._bytes += size
         self._streams.setdefault(event.stream_id, deque()).append(event)
         self._position = event.position
-        while len(self._ring) > self._ring_size:
+        while len(self._ring) > self._longest or self._bytes > self._largest:
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:
-        oldest = self._ring.popleft()
-        stream = self._streams[oldest.stream_id]
+        stream_id, position, size = self._ring.popleft()
+        stream = self._streams[stream_id]
         stream.popleft()
         if not stream:
-            del self._streams[oldest.stream_id]
-        self._floor = oldest.position
+            del self._streams[stream_id]
+        self._bytes -= size
+        self._floor = position
 
     def _forget_all(self) -> None:
         self._ring.clear()
+        self._bytes = 0
         self._streams.clear()
 
     def _wake(self, stream_ids: Iterable[str]) -> None:

@@ -18,8 +18,9 @@ from rose.ids import new_id
 from rose.leases import Lease, candidates, renew
 from rose.log.append import LeaseChange, StreamWrite, append
 from rose.log.pool import Pool
-from rose.log.read import load_row, read_stream
-from tests.checker import check_log
+from rose.log.read import head, load_row, read_all, read_stream
+from rose.log.tail import Tailer
+from tests.checker import check, read_dump, unlike
 from tests.eventually import eventually
 from tests.integration.writes import ACTOR, ARTIFACT, load_job, queued_job, steps
 
@@ -167,23 +168,35 @@ class Chaos:
 async def test_no_promise_breaks_under_chaos(pool: Pool, database_dsn: str) -> None:
     chaos = Chaos(pool, seed=1)
     job_ids = [await queued_job(pool) for _ in range(JOBS)]
-    async with anyio.create_task_group() as tasks:
-        for number in range(TRAINERS):
-            tasks.start_soon(chaos.trainer, f"trainer-{number}", number % 2 == 0)
-        tasks.start_soon(chaos.person, job_ids)
-        tasks.start_soon(chaos.killer)
-        await eventually(lambda: chaos.all_ended(job_ids), seconds=90)
-        chaos.over = True
-    assert await check_log(database_dsn) == []
+    before = await read_all(pool, after_position=0, limit=1000)
+    async with Tailer(pool) as tailer:
+        async with anyio.create_task_group() as tasks:
+            for number in range(TRAINERS):
+                tasks.start_soon(chaos.trainer, f"trainer-{number}", number % 2 == 0)
+            tasks.start_soon(chaos.person, job_ids)
+            tasks.start_soon(chaos.killer)
+            await eventually(lambda: chaos.all_ended(job_ids), seconds=90)
+            chaos.over = True
+        end = await head(pool)
+        await eventually(lambda: tailer.position == end)
+    dump = await read_dump(database_dsn)
+    assert check(dump) == []
+    news = [event for stream_id in dump.streams for event in tailer.since(stream_id, before[-1].position) or ()]
+    assert unlike(before + sorted(news, key=lambda event: event.position), dump) == []
     for job_id in job_ids:
-        state = await load_job(pool, job_id)
-        reported = [
-            step.step
-            for recorded in await read_stream(pool, f"job/{job_id}")
-            if isinstance(recorded.event, jobs.StepsReported)
-            for step in recorded.event.steps
-        ]
-        assert reported == list(range(1, state.last_step + 1))
-        assert state.status == "cancelled" or (state.status, state.last_step) == ("succeeded", STEPS)
+        await assert_whole(pool, job_id)
     for happened in ("claims", "kills", "deaths", "pauses longer than the lease", "stale appends refused"):
         assert chaos.counts[happened] > 0, chaos.counts
+
+
+async def assert_whole(pool: Pool, job_id: str) -> None:
+    """Check that the job ended, and that its steps are there once each, in order, without a gap."""
+    state = await load_job(pool, job_id)
+    reported = [
+        step.step
+        for recorded in await read_stream(pool, f"job/{job_id}")
+        if isinstance(recorded.event, jobs.StepsReported)
+        for step in recorded.event.steps
+    ]
+    assert reported == list(range(1, state.last_step + 1))
+    assert state.status == "cancelled" or (state.status, state.last_step) == ("succeeded", STEPS)

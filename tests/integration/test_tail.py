@@ -71,6 +71,14 @@ async def test_the_ring_forgets_its_oldest(pool: Pool) -> None:
         assert tailer.since(f"job/{job_id}", 2) == []
 
 
+async def test_large_events_make_the_ring_shorter(pool: Pool) -> None:
+    async with Tailer(pool, ring_bytes=1) as tailer:
+        await put(pool, "file_a")
+        await eventually(lambda: tailer.position == 1)
+        assert tailer.since("file/file_a", 0) is None
+        assert tailer.since("file/file_a", 1) == []
+
+
 async def test_a_wait_ends_after_its_time(pool: Pool) -> None:
     async with Tailer(pool) as tailer:
         assert not await tailer.wait_for("file/never", 0, 0.01)
