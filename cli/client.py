@@ -41,6 +41,8 @@ _BY_CODE: dict[str, type[RoseError]] = {
     "invalid_training_file": InvalidDataset,
 }
 MAX_STREAM_RESTARTS = 60
+RESULTS = "fine-tune-results"
+"""Purpose of the files that jobs make."""
 
 
 class Client:
@@ -201,15 +203,18 @@ class Client:
     def resolve(self, given: str, kind: str) -> str:
         """Return the full id for a full id, a unique prefix of one, or `last`; `kind` is `ftjob_` or `file_`.
 
+        The last file is the newest uploaded one; result files do not count.
+
         Raises: NotFound; InvalidRequest when several fit.
         """
         if given.startswith(kind) and len(given) == len(kind) + _ID_LENGTH:
             return given
         if given == "last":
-            newest = self.jobs(1) if kind == "ftjob_" else self.files()[:1]
-            if not newest:
+            newest = self.jobs(1) if kind == "ftjob_" else self.files()
+            wanted = [item["id"] for item in newest if kind == "ftjob_" or item["purpose"] != RESULTS]
+            if not wanted:
                 raise NotFound(f"There is no {'job' if kind == 'ftjob_' else 'file'} yet.")
-            return newest[0]["id"]
+            return wanted[0]
         wanted = given if given.startswith(kind) else kind + given
         known = [item["id"] for item in (self.jobs() if kind == "ftjob_" else self.files())]
         fitting = [one for one in known if one.startswith(wanted)]

@@ -89,5 +89,5 @@ def _base(base: dict[str, Any] | None) -> str:
 
 
 def _reserved(job: dict[str, Any]) -> str:
-    name = job.get("reserved_model_name")
+    name = job.get("reserved_model")
     return f"{name} (reserved)" if name and job["status"] not in ("failed", "cancelled") else ""

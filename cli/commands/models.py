@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 from cyclopts import Parameter
 
+from cli.commands.chat import newest_model
 from cli.commands.files import write_whole
 from cli.options import COMMON, Common
 from cli.output import moment
 from rose.errors import InvalidRequest, RoseError
+
+if TYPE_CHECKING:
+    from cli.client import Client
 
 
 def list_models(*, common: Common = COMMON) -> None:
@@ -32,10 +36,10 @@ def get(model: str, /, *, common: Common = COMMON) -> None:
     Parameters
     ----------
     model
-        Its name.
+        Its name, or `last` for the newest fine-tuned one.
     """
     with common.client() as client:
-        found = client.model(model)
+        found = client.model(_name(client, model))
     common.output.show(found, identity=found["id"], lines=[f"{key:<10} {_text(value)}" for key, value in found.items()])
 
 
@@ -45,10 +49,10 @@ def delete(model: str, /, *, common: Common = COMMON) -> None:
     Parameters
     ----------
     model
-        Its name.
+        Its name, or `last` for the newest fine-tuned one.
     """
     with common.client() as client:
-        gone = client.delete_model(model)
+        gone = client.delete_model(_name(client, model))
     common.output.show(gone, identity=gone["id"], lines=[f"Model deleted: {gone['id']}"])
 
 
@@ -64,13 +68,15 @@ def download(
     Parameters
     ----------
     model
-        Its name.
+        Its name, or `last` for the newest fine-tuned one.
     to
         Where to write it; default: the model's name with `.tar` in this folder.
     """
-    target = to or Path(model.replace("/", "-").replace(":", "-") + ".tar")
-    with common.client() as client, client.download(f"/adapters/{quote(model, safe=':')}") as pieces:
-        write_whole(pieces, target)
+    with common.client() as client:
+        model = _name(client, model)
+        target = to or Path(model.replace("/", "-").replace(":", "-") + ".tar")
+        with client.download(f"/adapters/{quote(model, safe=':')}") as pieces:
+            write_whole(pieces, target)
     common.output.show({"model": model, "path": str(target)}, identity=str(target), lines=[f"Written to {target}"])
 
 
@@ -130,6 +136,10 @@ def build(model: str = "tiny", /, *, common: Common = COMMON) -> None:
             hint="The trainer extra is needed: pip install 'rose[trainer]'",
         )
     common.output.show({"model": model, "path": str(target)}, identity=str(target), lines=[f"{model} is at {target}"])
+
+
+def _name(client: Client, given: str) -> str:
+    return newest_model(client) if given == "last" else given
 
 
 def _locate() -> Any:
