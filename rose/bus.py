@@ -344,7 +344,7 @@ class Bus:
 
         async def on_error(error: Exception) -> None:
             nonlocal told
-            log.log(logging.DEBUG if told else logging.WARNING, "NATS at %s: %s", url, _text(error))
+            log.log(logging.DEBUG if told else logging.WARNING, "NATS at %s: %s", _without_password(url), _text(error))
             told = True
 
         async def on_loss() -> None:
@@ -502,6 +502,10 @@ def _refused(error: nats.js.errors.APIError) -> BusRefused:
         error_code=code,
         content=code in CONTENT_REFUSED,
     )
+
+
+def _without_password(url: str) -> str:
+    return url.rpartition("@")[2]
 
 
 def _text(error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Callable
 
 import anyio
@@ -199,3 +201,46 @@ async def test_a_consumer_goes_on_where_it_was_and_repeats_what_was_not_acknowle
                 sequences.append(received.sequence)
                 await received.ack()
             assert sequences == [2, 4, 6]
+
+
+async def test_in_compose_the_reader_follows_and_cannot_publish(
+    nats_server: Callable[[], NatsServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The users of compose.yaml, on a real server."""
+    server = nats_server()
+    url = server.url
+    server.stop()
+    compose = await anyio.Path(__file__).parents[2].joinpath("compose.yaml").read_text()
+    users = textwrap.dedent(compose[compose.index("      authorization {") : compose.index("\nvolumes:")])
+    for name, value in (("$$NATS_RELAY_PASSWORD", "r1"), ("$$NATS_READER_PASSWORD", "r2"), ("$$", "$")):
+        users = users.replace(name, value)
+    configuration = anyio.Path(server.service.configuration)
+    text = (await configuration.read_text()).replace("127.0.0.1:-1", url.removeprefix("nats://"))
+    await configuration.write_text(re.sub(r"^authorization .*$", "", text, flags=re.MULTILINE) + users)
+    server.service.prepare = lambda: None  # the next start takes the file as it is
+    await anyio.to_thread.run_sync(server.start)
+    address = url.removeprefix("nats://")
+    async with Bus(f"nats://relay:r1@{address}") as relay, Bus(f"nats://reader:r2@{address}") as reader:
+        assert await relay.wait_connected(30)
+        assert await reader.wait_connected(30)
+        stream = StreamSettings(name="ROSE_EVENTS", subjects=("rose.v1.>",))
+        await relay.create_stream(stream, first_sequence=1, metadata={})
+        await relay.publish(message(1, subject="rose.v1.job.x.queued"))
+        async with reader.consumer("ROSE_EVENTS", "finished-jobs") as consumer:
+            received = await consumer.next()
+            assert received is not None
+            await received.ack()
+        wake = reader.wake_on(JOB_QUEUED)
+        sent: list[int | RoseError] = []
+
+        async def publish() -> None:
+            sent.extend(await reader.publish_batch([message(2, subject="rose.v1.job.x.queued")], generation=1))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(publish)
+            await eventually(lambda: "permissions violation for publish" in caplog.text.lower())
+            group.cancel_scope.cancel()
+        assert await wake.wait(0) is False
+        facts = await relay.stream("ROSE_EVENTS")
+        assert facts is not None
+        assert facts.messages == 1
