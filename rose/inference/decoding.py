@@ -43,6 +43,13 @@ class Decoding:
     def start(self, resident: Resident) -> None:
         """Render the prompt for `resident`, check that it fits, and say so. Raises: InvalidRequest."""
         request = self.request
+        if request.tools and "tools" not in str(resident.tokenizer.chat_template):
+            raise InvalidRequest(
+                f"The chat template of {resident.located.source!r} knows no tools.",
+                code="unsupported_parameter",
+                param="tools",
+                hint="Leave tools out, or take a base model whose template has them.",
+            )
         prompt = render_prompt(resident.tokenizer, request.messages, request.tools)
         room = resident.context_tokens - len(prompt)
         if room < (0 if request.max_tokens == 0 else 1):
@@ -75,6 +82,11 @@ class Decoding:
             Done(prompt_tokens=len(self._prompt), completion_tokens=sum(choice.tokens for choice in self._choices))
         )
         return True
+
+    def release(self) -> None:
+        """Let go of model and cache, whoever still holds this object."""
+        self.resident = self._cache = self._logits = None
+        self._choices, self._active = [], []
 
     def fail(self, error: RoseError) -> None:
         """Say that the request cannot be answered."""

@@ -169,16 +169,17 @@ class TorchEngine:
 
     def _arrange(self) -> None:
         """Start waiting requests whose model is there, load for the first other one, drop what nobody needs."""
-        for decoding, deadline in list(self._deadlines.items()):
+        for decoding in list(self._deadlines):
             resident = self._ready(decoding.request.target)
             if decoding.cancelled:
                 self._close(decoding)
             elif resident is not None:
                 self._start(decoding, resident)
-            elif time.monotonic() > deadline:
-                self._close(decoding, _still_loading(decoding.request.target))
         if self._loading is None and self._deadlines:
             self._load(next(iter(self._deadlines)).request.target)
+        for decoding, deadline in list(self._deadlines.items()):
+            if time.monotonic() > deadline:
+                self._close(decoding, _still_loading(decoding.request.target))
         self._drop_idle()
 
     def _start(self, decoding: Decoding, resident: Resident) -> None:
@@ -214,6 +215,7 @@ class TorchEngine:
             self._active.remove(decoding)
         if decoding.resident is not None:
             decoding.resident.touch(_adapter_key(decoding.request.target))
+            decoding.release()
         with self._counting:
             self._open -= 1
         if error is not None:

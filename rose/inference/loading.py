@@ -108,14 +108,7 @@ class Loader:
 
     def _load_adapter(self, resident: Resident, target: Target, adapter: Artifact) -> None:
         self._blobs.verify(adapter)
-        base = target.base
-        if base.fingerprint != resident.located.fingerprint:
-            raise InvalidRequest(
-                f"The model '{target.model}' does not say which base its adapter was trained on.",
-                code="wrong_base_model",
-                param="model",
-            )
-        resident.slots.add(adapter.sha256, read_adapter(self._blobs.path(adapter.path), base))
+        resident.slots.add(adapter.sha256, read_adapter(self._blobs.path(adapter.path), target.base))
         log.info("loaded adapter %s of %s", adapter.sha256[:12], target.model)
 
 

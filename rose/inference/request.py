@@ -139,6 +139,10 @@ def _invalid(text: str) -> InvalidRequest:
 def _target(target: Target) -> Target:
     if target.kind == "full" and target.adapter is None:
         raise InvalidRequest("A full model needs its folder.", code="invalid_value", param="rose.adapter")
+    if target.kind == "adapter" and target.adapter is not None and not target.base.fingerprint:
+        raise InvalidRequest(
+            "An adapter needs the fingerprint of its base.", code="invalid_value", param="rose.base.fingerprint"
+        )
     return target
 
 

@@ -13,6 +13,7 @@ import torch
 from rose.inference.text import REPLACEMENT
 from rose.language_models.locate import LocatedBase
 from rose.language_models.lora import AdapterSlots
+from rose.language_models.template import end_of_turn_ids
 
 
 class Resident:
@@ -77,16 +78,13 @@ class Resident:
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return every token that ends a turn, by the model's generation settings, its configuration or its tokenizer."""
-    found: set[int] = set()
-    for value in (
-        getattr(model.generation_config, "eos_token_id", None),
-        getattr(model.config.get_text_config(), "eos_token_id", None),
-        tokenizer.eos_token_id,
-    ):
+    """Return every token that ends a turn, by the model's generation settings, its configuration or its template."""
+    found = set(end_of_turn_ids(tokenizer))
+    for settings in (model.generation_config, model.config.get_text_config()):
+        value = getattr(settings, "eos_token_id", None)
         if value is not None:
             found.update(value if isinstance(value, (list, tuple)) else [value])
-    return frozenset(int(token_id) for token_id in found)
+    return frozenset(found)
 
 
 @cache

@@ -38,7 +38,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
 
     def target(self, adapter: Artifact | None = None, **changes: Any) -> Target:
         """Return what the API would ask for."""
-        return Target(**{"model": "rose-test", "base": self.base, "adapter": adapter, **changes})
+        facts: dict[str, Any] = {"model": "rose-test", "base": self.base, "adapter": adapter, **changes}
+        return Target(**facts)
 
 
 def make_adapter(world_folder: Path, blobs: Blobs, base: BaseModel, seed: int) -> Artifact:
@@ -81,6 +82,13 @@ class Listener:
             pieces.append(piece)
             if isinstance(piece, Done):
                 return Reply(pieces)
+
+    def all_text(self, index: int = 0) -> str:
+        """Return the rest of a choice's text, after pieces that were already taken with `next`."""
+        text = ""
+        while not isinstance(piece := self.next(), (Done, Failed)):
+            text += piece.text if isinstance(piece, Text) and piece.index == index else ""
+        return text
 
 
 class Reply:
