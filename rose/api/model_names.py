@@ -12,6 +12,7 @@ from projections import models as models_view
 from rose.api.services import Services
 from rose.domain import bases
 from rose.domain.artifacts import Artifact
+from rose.domain.hyperparameters import LoraSettings
 from rose.domain.job_values import BaseModel, BaseRequest, ParentModel
 from rose.domain.jobs import JobState
 from rose.errors import NotFound
@@ -66,7 +67,7 @@ async def find_tuned(services: Services, name: str) -> Tuned | None:
             created_at=model.created_at,
             step=model.step,
             job_id=model.job_id,
-            lora=msgspec.to_builtins(model.lora) if model.lora else None,
+            lora=_json(model.lora),
         )
     stem, step = bases.split_checkpoint(name)
     job = await jobs_view.by_model_name(services.pool, stem)
@@ -109,10 +110,15 @@ def _checkpoint(job: JobState, name: str, step: int) -> Tuned:
                 created_at=checkpoint.created_at,
                 step=step,
                 job_id=job.id,
-                lora=msgspec.to_builtins(lora) if lora else None,
+                lora=_json(lora),
             )
     steps = ", ".join(str(checkpoint.step) for checkpoint in job.checkpoints) or "none yet"
     raise _missing(name, f"Steps of {job.id} with a checkpoint: {steps}.")
+
+
+def _json(lora: LoraSettings | None) -> dict[str, Any] | None:
+    """Return the shape as an event holds it: what comes back from JSON, so lists and no tuples."""
+    return None if lora is None else msgspec.json.decode(msgspec.json.encode(lora))
 
 
 def _is_source(source: str, *, through_alias: bool) -> bool:
