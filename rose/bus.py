@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from datetime import datetime
+from types import TracebackType
 from typing import Any, cast
 
 import anyio
@@ -162,10 +163,15 @@ class Bus:
             self._group.start_soon(self._keep_connected, self._url)
         return self
 
-    async def __aexit__(self, *exception: Any) -> bool | None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
         assert self._group is not None
         self._group.cancel_scope.cancel()
-        return await self._group.__aexit__(*exception)
+        if isinstance(error, anyio.get_cancelled_exc_class()):
+            return await self._group.__aexit__(kind, error, trace)
+        await self._group.__aexit__(None, None, None)  # what the caller raised passes as it is, in no group
+        return None
 
     async def wait_connected(self, timeout_seconds: float) -> bool:
         """Return whether there is a connection, at the latest after `timeout_seconds`."""

@@ -52,6 +52,16 @@ async def test_without_a_server_everything_fails_at_once_and_the_end_is_quick(ca
     assert sum("127.0.0.1" in record.message for record in caplog.records if record.levelname == "WARNING") == 1
 
 
+async def test_what_is_raised_inside_comes_out_as_it_is() -> None:
+    with pytest.raises(KeyError):
+        async with Bus("nats://127.0.0.1:1"):
+            raise KeyError
+    with anyio.move_on_after(0.1) as scope:
+        async with Bus("nats://127.0.0.1:1"):
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+
+
 async def test_a_bus_without_an_address_stays_unconnected() -> None:
     async with Bus(None) as bus:
         assert await bus.wait_connected(0.05) is False
