@@ -21,7 +21,7 @@ from rose.errors import InvalidRequest
 TINY = "tiny"
 """Name of the small model that ROSE builds itself."""
 TINY_VERSION = "1"
-"""Its content's version; a folder of its own for each, so that adapters of an older one keep their base."""
+"""Its content's version; an older one is kept in a folder of its own, so that its adapters keep their base."""
 
 FACTS_FILE = "rose_model.json"
 """What ROSE knows of a model that it built itself; see `RoseFacts`."""
@@ -91,9 +91,20 @@ class ModelNotAvailable(InvalidRequest):
     default_code = "model_not_available"
 
 
-def tiny_folder(models_dir: Path, version: str = TINY_VERSION) -> Path:
-    """Return where the model `tiny` of this version lies or will lie."""
-    return models_dir / f"{TINY}-v{version}"
+def tiny_folder(models_dir: Path) -> Path:
+    """Return where the model `tiny` lies or will lie."""
+    return models_dir / TINY
+
+
+def outdated_folder(folder: Path, version: str) -> Path:
+    """Return where a model of an older version is kept that ROSE has built again in `folder`."""
+    return folder.with_name(f"{folder.name}-v{version}")
+
+
+def is_built(folder: Path, version: str = TINY_VERSION) -> bool:
+    """Return whether `folder` holds a complete model that ROSE built, of this version."""
+    facts = _facts(folder)
+    return facts is not None and facts.version == version
 
 
 def locate(source: str, *, revision: str | None = None, models_dir: Path, offline: bool = False) -> LocatedBase:
@@ -105,13 +116,7 @@ def locate(source: str, *, revision: str | None = None, models_dir: Path, offlin
     Raises: ModelNotAvailable saying why in one line and what to do.
     """
     if source == TINY:
-        folder = tiny_folder(models_dir, revision or TINY_VERSION)
-        if not (folder / FACTS_FILE).is_file():
-            raise ModelNotAvailable(
-                f"The model 'tiny' has not been built yet in {models_dir}.",
-                hint="Build it, which takes about a minute: rose models build tiny",
-            )
-        return describe(folder, source=source, revision=revision or TINY_VERSION)
+        return _locate_tiny(models_dir, revision or TINY_VERSION)
     folder = Path(source).expanduser()
     if folder.is_dir() or source[:1] in "/~." or (os.sep != "/" and os.sep in source):
         if not folder.is_dir():
@@ -122,6 +127,17 @@ def locate(source: str, *, revision: str | None = None, models_dir: Path, offlin
         return describe(folder.resolve(), source=source, revision=None)
     snapshot = _fetch(source, revision, offline)
     return describe(snapshot, source=source, revision=snapshot.name)
+
+
+def _locate_tiny(models_dir: Path, version: str) -> LocatedBase:
+    folder = tiny_folder(models_dir)
+    for candidate in (folder, outdated_folder(folder, version)):
+        if is_built(candidate, version):
+            return describe(candidate, source=TINY, revision=version)
+    raise ModelNotAvailable(
+        f"The model 'tiny' (version {version}) has not been built yet in {models_dir}.",
+        hint="Build it, which takes about a minute: rose models build tiny",
+    )
 
 
 def verify_fingerprint(located: LocatedBase, expected: BaseModel) -> None:
@@ -231,7 +247,7 @@ def _read_json(folder: Path, name: str, source: str) -> dict[str, Any]:
 def _facts(folder: Path) -> RoseFacts | None:
     try:
         return msgspec.json.decode((folder / FACTS_FILE).read_bytes(), type=RoseFacts)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
         return None
 
 

@@ -7,7 +7,18 @@ and know nothing. Both are deterministic: same version, architecture and seed, s
 
 from __future__ import annotations
 
+import argparse
+import fcntl
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +29,11 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama import LlamaConfig
 from transformers.models.qwen2 import Qwen2Config
 from transformers.models.qwen3 import Qwen3Config
+from transformers.utils import logging as transformers_logging
 
-from rose.language_models.locate import FACTS_FILE, RoseFacts
+from rose.language_models.lessons import lessons
+from rose.language_models.locate import FACTS_FILE, TINY, TINY_VERSION, RoseFacts, is_built, outdated_folder
+from rose.language_models.pretraining import STEPS, pretrain
 
 Architecture = Literal["qwen3", "qwen2", "llama"]
 
@@ -31,6 +45,10 @@ _SPECIAL_TOKENS = ("<|im_start|>", END_OF_TURN, "<|pad|>")
 FIXTURE_GAIN = 8.0
 """Weight of the final norm. RMS-normalised states times tied embeddings of std 0.02 bound the logits near 2.5, so that
 adapters on inner layers cannot make the model sure of anything; the gain lifts the bound (measured: TRAINING 7)."""
+
+PRETRAINED_GAIN = 4.0
+"""Where the pretrained model's final norm starts; it trains well from there, and adapters have room (TRAINING 7)."""
+PRETRAINING_SEED = 1
 
 BASE_LEARNING_RATE = 5e-3
 """For LoRA r16 on models of this width: 3e-3 to 1e-2 learn 8 answers by heart in 60 steps (measured: TRAINING 7)."""
@@ -141,3 +159,91 @@ def build_fixture(folder: Path, architecture: Architecture = "qwen3", seed: int 
     )
     save(model, tokenizer, folder, facts)
     return folder
+
+
+def build_tiny(folder: Path, *, steps: int | None = None, report: Callable[[str], None] = print) -> Path:
+    """Make sure that the model `tiny` of this version lies in `folder`, and return it; takes about a minute once.
+
+    Several processes may ask at once: one builds, the others wait for it. The folder appears complete or not at all;
+    a model of an older version is moved aside.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _only_builder(folder, report):
+        if is_built(folder):
+            report(f"{TINY} is already in {folder}")
+            return folder
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            built = Path(temporary) / folder.name
+            _pretrained(built, steps=steps, report=report)
+            _move_aside(folder)
+            built.rename(folder)
+    report(f"{TINY} is in {folder}")
+    return folder
+
+
+def _pretrained(folder: Path, *, steps: int | None, report: Callable[[str], None]) -> None:
+    texts = shipped_texts()
+    samples = ["\n".join(turn) for turn in islice(lessons(PRETRAINING_SEED), 2000)]
+    tokenizer = build_tokenizer([*texts, *samples])
+    model = random_model(tokenizer, "qwen3", seed=PRETRAINING_SEED, gain=PRETRAINED_GAIN)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums depend on the number of threads, and a busy neighbour makes two slower than one
+    try:
+        pretrain(model, tokenizer, texts, seed=PRETRAINING_SEED, steps=steps or STEPS, report=report)
+    finally:
+        torch.set_num_threads(threads)
+    facts = RoseFacts(
+        name=TINY,
+        version=TINY_VERSION,
+        about="A toy: a million numbers, trained for a minute. It learns the form of answers and knows nothing.",
+        rose_base_learning_rate=BASE_LEARNING_RATE,
+    )
+    save(model, tokenizer, folder, facts)
+
+
+@contextmanager
+def _only_builder(folder: Path, report: Callable[[str], None]) -> Generator[None]:
+    """Hold the lock of this folder; the system releases it when its holder dies."""
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"another process is building {folder}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _move_aside(folder: Path) -> None:
+    """Keep a model of an older version for its adapters; clear away what is no complete model."""
+    if not folder.exists():
+        return
+    facts_file = folder / FACTS_FILE
+    version = msgspec.json.decode(facts_file.read_bytes(), type=RoseFacts).version if facts_file.is_file() else "broken"
+    kept = outdated_folder(folder, version)
+    if kept.exists():
+        shutil.rmtree(kept)
+    folder.rename(kept)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Build `tiny` into the folder given as the only argument; `--leave-with-stdin` ends when its parent does."""
+    parser = argparse.ArgumentParser(prog="python -m rose.language_models.tiny", description=main.__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--leave-with-stdin", action="store_true", help="stop when standard input closes")
+    parser.add_argument("--steps", type=int, help="training steps; fewer make a worse model (for tests)")
+    given = parser.parse_args(arguments)
+    if given.leave_with_stdin:
+        threading.Thread(target=_leave_with_stdin, daemon=True).start()
+    transformers_logging.disable_progress_bar()
+    build_tiny(given.folder, steps=given.steps, report=partial(print, flush=True))
+    return 0
+
+
+def _leave_with_stdin() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
