@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,11 +24,11 @@ from trainer.trained_model import TrainedModel
 
 MAX_SKIPPED = 3
 """Consecutive steps that may be skipped because their loss or gradient is not finite."""
-FIRST_LOSSES = 5
 MAX_EXPLODED = 5
-EXPLOSION_FACTOR = 3.0
-"""A loss of three times the largest of the first five, and worse than guessing each token blindly, five times in a
-row, is an explosion: no data that can be learned looks like that."""
+EXPLOSION_FACTOR = 2.0
+EXPLOSION_MARGIN = 1.0
+"""A loss of twice that of the first step, and one nat per token worse than knowing nothing but how often each token is
+learned, five steps in a row: a model does not come back from there, and no data looks like that."""
 _DIVERGED_HINT = "Lower learning_rate_multiplier. Checkpoints of earlier epochs are kept."
 
 
@@ -77,6 +78,7 @@ class Optimization:
         forward: Forward,
         hardware: Hardware,
         state: RunState,
+        blind_loss: float,
         warn: Callable[[str, str], None],
     ) -> None:
         self.trained = trained
@@ -85,6 +87,7 @@ class Optimization:
         self.forward = forward
         self.hardware = hardware
         self.state = state
+        self.blind_loss = blind_loss
         self._warn = warn
         self.optimizer = torch.optim.AdamW(
             list(trained.parameters.values()),
@@ -219,7 +222,11 @@ class Optimization:
     def recompute_activations(self) -> None:
         """Keep no activations for the backward pass; also called for a run that goes on from one that had to."""
         self.state.checkpointing = True
-        self.trained.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model, options = self.trained.model, {"use_reentrant": False}
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(options)
+        else:  # its name before transformers 5.20
+            model.gradient_checkpointing_enable(options)
 
     def judge(self, step: int, result: StepResult) -> None:
         """Count skipped steps and exploded losses in `state`.
@@ -235,14 +242,22 @@ class Optimization:
             self._warn("step_skipped", f"{what}; the step was not applied.")
             return
         state.skipped = 0
-        if len(state.first_losses) < FIRST_LOSSES:
-            state.first_losses = [*state.first_losses, result.loss]
-            return
-        blind = math.log(self.trained.model.config.get_text_config().vocab_size)
-        bound = max(EXPLOSION_FACTOR * max(state.first_losses), blind)
+        if state.first_loss is None:
+            state.first_loss = result.loss
+        bound = max(EXPLOSION_FACTOR * state.first_loss, self.blind_loss + EXPLOSION_MARGIN)
         state.exploded = state.exploded + 1 if result.loss > bound else 0
         if state.exploded >= MAX_EXPLODED:
             raise TrainingDiverged(
-                f"The loss exploded: {result.loss:.3g} at step {step}, {state.first_losses[0]:.3g} at the start.",
+                f"The loss exploded: it was {state.first_loss:.3g} at the start, is {result.loss:.3g} at step {step} "
+                f"and has been above {bound:.3g} for {MAX_EXPLODED} steps.",
                 hint=_DIVERGED_HINT,
             )
+
+
+def blind_loss(documents: Iterable[Document]) -> float:
+    """Return the loss in nats per label token of always guessing by the labels' overall frequencies: their entropy."""
+    counts: Counter[int] = Counter()
+    for document in documents:
+        counts.update(token for token, weight in zip(document.ids, document.weights, strict=True) if weight)
+    total = counts.total()
+    return -sum(count / total * math.log(count / total) for count in counts.values())

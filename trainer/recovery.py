@@ -50,10 +50,10 @@ class RunState(msgspec.Struct, kw_only=True):
     trained_tokens: int = 0
     skipped: int = 0
     """Consecutive steps that were not applied because their loss or gradient was not finite."""
-    first_losses: list[float] = []
-    """Losses of the first steps, by which a later explosion is known."""
+    first_loss: float | None = None
+    """Loss before anything was learned, by which a later explosion is known."""
     exploded: int = 0
-    """Consecutive steps whose loss was far above them."""
+    """Consecutive steps whose loss was far above it."""
     best_loss: float | None = None
     best_step: int = 0
     misses: int = 0

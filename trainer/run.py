@@ -25,13 +25,13 @@ from rose.blobs import Blobs
 from rose.domain.artifacts import Artifact
 from rose.domain.hyperparameters import Hyperparameters
 from rose.domain.job_values import StepMetrics
-from rose.errors import InvalidDataset, NoSpace, RoseError
+from rose.errors import InvalidDataset, NoSpace, RoseError, Unavailable
 from rose.language_models.template import load_tokenizer
 from trainer.batches import Document, Example, Schedule, plan_hash, split
 from trainer.child import Channel, failed, log_to_standard_error, open_channel, read_spec
 from trainer.hardware import Hardware
 from trainer.methods import METHODS
-from trainer.optimization import Evaluation, Interrupted, Optimization
+from trainer.optimization import Evaluation, Interrupted, Optimization, blind_loss
 from trainer.protocol import (
     EXIT_DRAINED,
     CheckpointMade,
@@ -61,7 +61,9 @@ def main(arguments: Sequence[str]) -> int:
         return Run(spec, channel).run()
     except RoseError as error:
         log.exception("The run failed.")
-        channel.report(failed(error))
+        # Room on the disk and services come back; everything else would end the same way again.
+        again = isinstance(error, (NoSpace, Unavailable))
+        channel.report(msgspec.structs.replace(failed(error), retryable=again))
         return 1
 
 
@@ -131,7 +133,14 @@ class Run:
         if caveat:
             self.warn("not_packed", caveat)
         self.optimization = Optimization(
-            self.trained, self.hyperparameters, self.method, forward, self.hardware, self.state, self.warn
+            self.trained,
+            self.hyperparameters,
+            self.method,
+            forward,
+            self.hardware,
+            self.state,
+            blind_loss(documents),
+            self.warn,
         )
         parent = spec.parent.artifact.sha256 if spec.parent else "none"
         self.recovery = Recovery(
