@@ -98,7 +98,7 @@ class House:
         command = await self._create_command(jsonl() if content is None else content, base, hyperparameters)
         return (await self.commands.create_job(command, Request(actor=CLIENT))).state.id
 
-    async def create_queued(self, **hyperparameters: Any) -> str:
+    async def create_queued(self, *, needs: dict[str, int | str] | None = None, **hyperparameters: Any) -> str:
         """Create a job over EXAMPLES that is validated and queued in the same append; return its id."""
         create = await self._create_command(jsonl(), None, hyperparameters)
         create = msgspec.structs.replace(create, model_name=f"{create.model}-{create.job_id}")
@@ -117,7 +117,7 @@ class House:
             hyperparameters=resolve(create.hyperparameters, facts, seed=create.seed),
             tokens=1,
             validation_tokens=0,
-            needs={},
+            needs=needs or {},
         )
         events = (*jobs.decide(create, jobs.initial), validated, JobQueued(reason="validated"))
         state = reduce(jobs.evolve, events, jobs.initial)

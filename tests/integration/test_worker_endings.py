@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from rose.domain.catalogue import Event
-from rose.domain.job_events import JobPaused, JobQueued, RunReleased, StepsReported
+from rose.domain.job_events import JobPaused, JobQueued, RunReleased, RunStarted, StepsReported
 from rose.domain.job_values import JobError
 from rose.domain.jobs import JobState
 from rose.log.pool import Pool
@@ -188,3 +188,15 @@ async def test_a_hung_child_leaves_its_stacks_in_the_log(house: House, script: C
     assert released.detail.startswith("no training step for")
     assert released.log is not None
     assert "in play" in text_of(released.log)
+
+
+async def test_a_job_that_needs_what_this_worker_lacks_is_left_and_the_next_one_taken(
+    house: House, script: Callable[[str], None]
+) -> None:
+    script("asks for another try")
+    async with house.trainer():
+        needy = await house.create_queued(needs={"device": "cuda"})
+        modest = await house.create_queued(needs={"device": "any"})
+        await until_released(house, modest)
+        assert (await house.state(needy)).status == "queued"
+        assert not any(isinstance(event, RunStarted) for event in await house.events(needy))
