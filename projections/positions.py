@@ -61,13 +61,14 @@ async def wait_until(pool: Pool, name: str, position: int, timeout_seconds: floa
     For reads that shall show what the entity's row shows already. Raises: Unavailable.
     """
     deadline = anyio.current_time() + timeout_seconds
-    while True:
+    while position > 0:
         row = await fetch_row(pool, READ, name)
         if row is not None and row["position"] >= position:
             return True
         if anyio.current_time() >= deadline or (row is not None and row["status"] == "stopped"):
             return False
         await anyio.sleep(POLL_SECONDS)
+    return True
 
 
 async def note(pool: Pool, name: str, *, position: int | None, status: str, error: str | None) -> None:

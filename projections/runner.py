@@ -116,17 +116,17 @@ async def rebuild(pool: Pool, name: str, *, views: Sequence[View] = VIEWS) -> in
                 return await _rebuild(connection, view)
 
 
-def find(name: str, views: Sequence[View] = VIEWS) -> View:
-    """Return the view of that name. Raises: InvalidRequest."""
+def find(name: str, views: Sequence[View] = VIEWS, *, besides: Sequence[str] = ()) -> View:
+    """Return the asynchronous view of that name; `besides` are others that the caller knows. Raises: InvalidRequest."""
     for view in views:
         if view.name == name:
             return view
+    names = (*besides, *(view.name for view in views))
     raise InvalidRequest(
-        f"There is no asynchronous view {name!r}.",
+        f"There is no view {name!r} here.",
         code="unknown_projection",
         param="name",
-        hint=f"One of: {', '.join(view.name for view in views)}. "
-        "The NATS stream is made anew by: rose events rebuild-stream",
+        hint=f"One of: {', '.join(names)}. The NATS stream is made anew by: rose events rebuild-stream",
     )
 
 

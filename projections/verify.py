@@ -112,7 +112,7 @@ def _named(name: str | None, views: Sequence[View]) -> Sequence[Entity | View]:
     if name is None:
         return (*ENTITIES, *views)
     entity = next((entity for entity in ENTITIES if entity.view == name), None)
-    return (entity or find(name, views),)
+    return (entity or find(name, views, besides=tuple(entity.view for entity in ENTITIES)),)
 
 
 # --- entity rows

@@ -18,6 +18,8 @@ from rose.log.pool import ACQUIRE_SECONDS, AnyConnection, Pool, unavailable
 CHANNEL = "rose"
 LOCK_CLASS = 0x524F5345
 """First key of the followers' advisory locks (`ROSE` in ASCII)."""
+CLOSE_SECONDS = 2.0
+"""How long the end waits for the database before it leaves the connection to the pool."""
 
 
 class RawEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +138,7 @@ async def open_feed(pool: Pool) -> AsyncGenerator[Feed, None]:
             await connection.add_listener(CHANNEL, feed.ring)
         yield feed
     finally:
-        with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(CLOSE_SECONDS, shield=True):
             if not feed.lost:
                 await _forget(connection, feed)
             await pool.release(connection, timeout=ACQUIRE_SECONDS)

@@ -17,6 +17,7 @@ from nats.js.client import JetStreamContext
 from projections.positions import Progress, alarms, list_projections
 from rose import relay
 from rose.bus import Bus, BusUnavailable, StreamSettings
+from rose.log.migrate import migrate
 from rose.log.pool import Pool, open_pool
 from rose.relay import Relay, rebuild_stream, stream_settings
 from rose.settings import Settings
@@ -418,8 +419,6 @@ async def test_the_stream_of_another_log_halts_the_relay(pool: Pool, bus: Bus, k
 async def test_a_different_database_halts_the_relay(
     pool: Pool, bus: Bus, empty_database_dsn: str, anyio_backend: str
 ) -> None:
-    from rose.log.migrate import migrate
-
     async with relaying(pool, bus):
         await reaches(bus, await append_files(pool, 5))
     await migrate(empty_database_dsn)
@@ -452,6 +451,35 @@ async def test_the_audit_runs_again_after_each_reconnect_of_nats(
         after = await bus.stream(STREAM)
         assert after is not None
         assert after.last_sequence == 5
+
+
+async def test_the_audit_runs_again_after_each_reconnect_of_postgres(pool: Pool, bus: Bus) -> None:
+    async with relaying(pool, bus):
+        await reaches(bus, await append_files(pool, 5))
+        facts = await bus.stream(STREAM)
+        assert facts is not None
+        await bus.update_stream(stream_settings(SETTINGS), metadata={**facts.metadata, "rose_log_id": "another"})
+        await pool.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where pid <> pg_backend_pid() and datname = current_database()"
+        )
+        await append_files(pool, 5)
+        await alarm(pool)
+        after = await bus.stream(STREAM)
+        assert after is not None
+        assert after.last_sequence == 5
+
+
+async def test_the_audit_runs_each_minute(pool: Pool, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "AUDIT_SECONDS", 0.1)  # the minute
+    async with relaying(pool, bus):
+        await reaches(bus, await append_files(pool, 5))
+        facts = await bus.stream(STREAM)
+        assert facts is not None
+        await bus.update_stream(stream_settings(SETTINGS), metadata={**facts.metadata, "rose_log_id": "another"})
+        await alarm(pool)  # nothing was appended, nothing was reconnected
+        await bus.update_stream(stream_settings(SETTINGS), metadata=facts.metadata)
+        await eventually(lambda: said_running(pool))
 
 
 # --- content that NATS refuses
