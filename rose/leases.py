@@ -6,6 +6,7 @@ lease is renewed and read. Times are the database's: no clock of a worker matter
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
 import msgspec
@@ -37,6 +38,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     expired: bool
     """True when a former run still stands in the state: its owner is gone."""
+    created_position: int
+    """Place in the order of jobs: where the next page begins."""
 
 
 class Worker(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,13 +96,34 @@ async def renew(pool: Pool, lease: Lease, seconds: float) -> bool:
     return row is not None
 
 
-async def candidates(pool: Pool, kind: Kind, limit: int = 20) -> list[Candidate]:
-    """Return jobs that may be claimed for `kind`, oldest first. Raises: Unavailable."""
-    rows = await fetch(pool, QUERIES[f"{kind}_candidates"], limit)
+async def candidates(pool: Pool, kind: Kind, limit: int = 20, *, after_position: int = 0) -> list[Candidate]:
+    """Return up to `limit` jobs created after `after_position` that may be claimed for `kind`, oldest first.
+
+    Raises: Unavailable.
+    """
+    rows = await fetch(pool, QUERIES[f"{kind}_candidates"], limit, after_position)
     return [
-        Candidate(job_id=row["id"], doc=row["doc"].encode(), version=row["version"], expired=row["expired"])
+        Candidate(
+            job_id=row["id"],
+            doc=row["doc"].encode(),
+            version=row["version"],
+            expired=row["expired"],
+            created_position=row["created_position"],
+        )
         for row in rows
     ]
+
+
+async def each_candidate(pool: Pool, kind: Kind, *, page: int = 20) -> AsyncGenerator[Candidate]:
+    """Yield every job that may be claimed for `kind`, oldest first: behind many that this worker cannot run, too.
+
+    Raises: Unavailable.
+    """
+    after_position = 0
+    while found := await candidates(pool, kind, page, after_position=after_position):
+        for candidate in found:
+            yield candidate
+        after_position = found[-1].created_position
 
 
 async def announce(pool: Pool, worker: Worker) -> None:

@@ -40,8 +40,6 @@ log = logging.getLogger(__name__)
 
 ANNOUNCE_SECONDS = 3.0
 """Well within the 15 s after which a silent worker counts as gone."""
-CANDIDATES = 200
-"""Oldest jobs that are looked at for one claim; so many unsuitable ones must not hide one that fits."""
 SPACE_CHECK_SECONDS = 2.0
 SPACE_RETRY_SECONDS = 10.0
 """After a full disk paused a job again, the least time until it is resumed once more; doubled each time."""
@@ -176,7 +174,7 @@ class _Worker:
 
     async def _claim(self, kind: Kind) -> OwnedJob | None:
         """Own the oldest job that this worker can run, or None. Raises: Unavailable."""
-        for candidate in await leases.candidates(self._pool, kind, CANDIDATES):
+        async for candidate in leases.each_candidate(self._pool, kind):
             state = msgspec.json.decode(candidate.doc, type=JobState)
             reason = capabilities.unsuitable(state, self._capabilities)
             if reason is not None and not await self._must_say_so(kind):

@@ -49,20 +49,24 @@ returning job_id;
 
 -- name: training_candidates
 -- Jobs that a trainer may claim, oldest first: queued ones whose time has come, and running ones whose owner is gone.
-select jobs.id, jobs.doc, jobs.version, coalesce(jobs.doc -> 'run', 'null') <> 'null' as expired
+select jobs.id, jobs.doc, jobs.version, jobs.created_position,
+       coalesce(jobs.doc -> 'run', 'null') <> 'null' as expired
 from rose.jobs left join rose.leases on leases.job_id = jobs.id
 where jobs.status in ('queued', 'running')
   and (leases.lease_until is null or leases.lease_until <= clock_timestamp())
   and (leases.not_before is null or leases.not_before <= clock_timestamp())
+  and jobs.created_position > $2
 order by jobs.created_position limit $1;
 
 -- name: validation_candidates
 -- Jobs whose files nobody validates, oldest first.
-select jobs.id, jobs.doc, jobs.version, coalesce(jobs.doc -> 'run', 'null') <> 'null' as expired
+select jobs.id, jobs.doc, jobs.version, jobs.created_position,
+       coalesce(jobs.doc -> 'run', 'null') <> 'null' as expired
 from rose.jobs left join rose.leases on leases.job_id = jobs.id
 where jobs.status = 'validating_files'
   and (leases.lease_until is null or leases.lease_until <= clock_timestamp())
   and (leases.not_before is null or leases.not_before <= clock_timestamp())
+  and jobs.created_position > $2
 order by jobs.created_position limit $1;
 
 -- name: announce_worker

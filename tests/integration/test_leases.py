@@ -7,7 +7,7 @@ import pytest
 
 from rose.domain import job_commands, jobs
 from rose.errors import Conflict
-from rose.leases import Worker, announce, candidates, renew, waiting_facts, withdraw, workers
+from rose.leases import Worker, announce, candidates, each_candidate, renew, waiting_facts, withdraw, workers
 from rose.log.pool import Pool
 from tests.integration.writes import claim, created_job, expire, lease_change, load_job, queued_job, steps, tell
 
@@ -27,6 +27,12 @@ async def test_queued_jobs_are_candidates_oldest_first(pool: Pool) -> None:
     queued = [await queued_job(pool) for _ in range(3)]
     assert await ids(pool, "training") == queued
     assert [one.job_id for one in await candidates(pool, "training", limit=2)] == queued[:2]
+
+
+async def test_every_candidate_is_reached_page_by_page(pool: Pool) -> None:
+    queued = [await queued_job(pool) for _ in range(5)]
+    assert [one.job_id async for one in each_candidate(pool, "training", page=2)] == queued
+    assert [one.job_id async for one in each_candidate(pool, "validation", page=2)] == []
 
 
 async def test_a_candidate_carries_state_and_version(pool: Pool) -> None:
