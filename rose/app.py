@@ -73,12 +73,17 @@ async def run(kind: str, given: settings.Settings) -> None:
             await _wait_for_database(given, stop)
             if not stop.is_set():
                 await PROCESSES[kind](given, stop)
-        except RoseError as error:
-            failure = error
+        except* RoseError as group:  # the parts' own task groups wrap what they raise
+            failure = _first(group)
         tasks.cancel_scope.cancel()
     if failure is not None:
         raise failure
     logger.info("%s ended", kind)
+
+
+def _first(group: BaseExceptionGroup[RoseError]) -> RoseError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 async def _obey_signals(stop: anyio.Event, everything: anyio.CancelScope) -> None:

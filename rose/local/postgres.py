@@ -65,7 +65,7 @@ class Postgres:
             account.let_through(self.account, self.data_dir)
             self._copy_unreachable_binaries(self.account)
         self._refuse_other_version()
-        _own_folder(self.sockets, self.account)
+        own_folder(self.sockets, self.account)
         self.stop_leftover()
         if not self.data.exists():
             self._initialise()
@@ -147,7 +147,7 @@ class Postgres:
         """Make the cluster under another name and rename it, so that a half-made one is never taken for real."""
         unfinished = self.data.with_name("postgres.new")
         shutil.rmtree(unfinished, ignore_errors=True)
-        _own_folder(unfinished, self.account)
+        own_folder(unfinished, self.account)
         self._run(
             "initdb", "-D", unfinished, "-U", USER, "--auth-local=trust", "--auth-host=reject", "--encoding=UTF8",
             "--locale-provider=builtin", "--locale=C.UTF-8", "--no-instructions",
@@ -218,7 +218,7 @@ def make_private(folder: Path) -> None:
         folder.chmod(0o700)
 
 
-def _own_folder(folder: Path, owner: account.Account | None) -> None:
+def own_folder(folder: Path, owner: account.Account | None) -> None:
     """Make `folder` with mode 700 for its owner.
 
     Raises: Unavailable when somebody else has put something else there (a folder in /tmp can be anybody's).
