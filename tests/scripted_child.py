@@ -13,6 +13,9 @@ from tests.unit import samples
 from trainer.child import Channel, open_channel, read_spec
 from trainer.protocol import Failed, Finished, PhaseChanged, RunSpec, StepDone
 
+STEADY_STEPS = 600
+STEADY_SECONDS = 0.01
+
 
 def model(spec: RunSpec) -> Artifact:
     """Publish something where a model belongs."""
@@ -26,9 +29,20 @@ def finished(artifact: Artifact) -> Finished:
     return Finished(artifact=artifact, kind="adapter", step=3, steps_run=3, trained_tokens=30)
 
 
+def step_steadily(spec: RunSpec, channel: Channel) -> int:
+    """Report a step every few milliseconds, several seconds long."""
+    for step in range(1, STEADY_STEPS + 1):
+        channel.report(StepDone(metrics=samples.step(step)))
+        threading.Event().wait(STEADY_SECONDS)
+    channel.report(finished(model(spec)))
+    return 0
+
+
 def play(script: str, spec: RunSpec, channel: Channel) -> int:
     """Do what the script says and return the exit status."""
     channel.report(PhaseChanged(phase="train"))
+    if script == "steps steadily":
+        return step_steadily(spec, channel)
     for step in range(1, 4):
         channel.report(StepDone(metrics=samples.step(step)))
     match script:

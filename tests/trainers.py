@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import msgspec
 import psutil
 
@@ -34,11 +35,14 @@ from rose.domain.jobs import JobState
 from rose.ids import new_id
 from rose.language_models.locate import locate
 from rose.local import launcher
+from rose.local.postgres import Postgres
 from rose.log.append import Actor, StreamWrite, append
-from rose.log.pool import Pool
+from rose.log.migrate import migrate
+from rose.log.pool import Pool, open_pool
 from rose.log.read import read_stream
 from rose.settings import Settings, to_environment
 from tests.eventually import eventually
+from tests.services import Server, private_folder
 from trainer import worker
 
 REPOSITORY = Path(__file__).parents[1]
@@ -237,6 +241,24 @@ class House:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
             process.wait(timeout=30)
+
+
+@asynccontextmanager
+async def own_postgres() -> AsyncGenerator[tuple[Server, Pool]]:
+    """Give a Postgres of the test's own, which it may kill and start again."""
+    with private_folder() as folder:
+        server = Server(Postgres(folder))
+        try:
+            await anyio.to_thread.run_sync(server.start)
+            dsn = Postgres(folder).dsn()
+            await migrate(dsn)
+            pool = await open_pool(dsn, min_size=1, max_size=4)
+            try:
+                yield server, pool
+            finally:
+                await pool.close()
+        finally:
+            await anyio.to_thread.run_sync(server.stop)
 
 
 def child_of(job_id: str, epoch: int | None = None, module: str = "trainer.run") -> psutil.Process | None:

@@ -26,13 +26,10 @@ from rose.domain.job_events import (
 from rose.domain.job_values import StepMetrics
 from rose.errors import StaleEpoch
 from rose.leases import Lease
-from rose.local.postgres import Postgres
 from rose.log.append import Actor, LeaseChange
-from rose.log.migrate import migrate
-from rose.log.pool import Pool, open_pool
+from rose.log.pool import Pool
 from rose.settings import Settings
-from tests.services import Server, private_folder
-from tests.trainers import CLIENT, House
+from tests.trainers import CLIENT, House, own_postgres
 from tests.unit import samples
 from trainer.journal import MAX_STEPS, Journal
 from trainer.ownership import OwnedJob
@@ -79,24 +76,6 @@ async def writing(owned: OwnedJob, house: House) -> AsyncGenerator[Journal]:
             tasks.start_soon(journal.write)
             yield journal
             tasks.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def own_postgres() -> AsyncGenerator[tuple[Server, Pool]]:
-    """Give a Postgres of the test's own, which it may kill and start again."""
-    with private_folder() as folder:
-        server = Server(Postgres(folder))
-        try:
-            await anyio.to_thread.run_sync(server.start)
-            dsn = Postgres(folder).dsn()
-            await migrate(dsn)
-            pool = await open_pool(dsn, min_size=1, max_size=4)
-            try:
-                yield server, pool
-            finally:
-                await pool.close()
-        finally:
-            await anyio.to_thread.run_sync(server.stop)
 
 
 @asynccontextmanager
