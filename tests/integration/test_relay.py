@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import anyio
 import msgspec
@@ -16,12 +17,12 @@ from nats.js.client import JetStreamContext
 
 from projections.positions import Progress, alarms, list_projections
 from rose import relay
-from rose.bus import Bus, BusUnavailable, StreamSettings
+from rose.bus import WRONG_LAST_SEQUENCE, Bus, BusRefused, BusUnavailable, StreamSettings
 from rose.log.migrate import migrate
 from rose.log.pool import Pool, open_pool
 from rose.relay import Relay, rebuild_stream, stream_settings
 from rose.settings import Settings
-from rose.subjects import STREAM, CloudEvent
+from rose.subjects import STREAM, CloudEvent, message
 from tests.eventually import eventually
 from tests.integration.events import append_file, append_files
 from tests.services import NatsServer
@@ -206,6 +207,28 @@ async def test_racing_relays_that_are_killed_leave_an_exact_copy(
 
 async def both_work(pool: Pool, query: str) -> bool:
     return await pool.fetchval(query, 0x524F5345) == 2
+
+
+@pytest.mark.parametrize("position", [3, 5, 7])
+async def test_a_message_is_taken_only_at_its_own_position(pool: Pool, bus: Bus, position: int) -> None:
+    """What a relay that slept for long would send, after JetStream has forgotten the ids: never twice, never a hole."""
+    async with relaying(pool, bus):
+        await reaches(bus, await append_files(pool, 5))
+    late = message(
+        log_id="l",
+        position=position,
+        event_id="forgotten",
+        wire_name="file.uploaded",
+        schema=1,
+        stream_id="file/file_x",
+        version=1,
+        recorded_at=datetime.now(UTC),
+        data=b"{}",
+    )
+    with pytest.raises(BusRefused) as caught:
+        await bus.publish(late)
+    assert caught.value.error_code == WRONG_LAST_SEQUENCE
+    await assert_copy(pool, bus)
 
 
 async def test_one_relay_works_and_another_takes_over(pool: Pool, server: NatsServer) -> None:
