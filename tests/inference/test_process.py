@@ -1,0 +1,65 @@
+"""The whole process: settings in, an entry in `workers`, answers, and an end that keeps nobody waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from rose import leases
+from rose.errors import InvalidRequest
+from rose.inference.client import EngineClient
+from rose.inference.server import serve
+from rose.log.pool import Pool
+from rose.settings import Settings
+from tests.eventually import eventually
+from tests.inference.asking import QUESTION, World
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_an_engine_announces_itself_answers_and_ends_its_streams_at_once(
+    pool: Pool, database_dsn: str, settings: Callable[..., Settings], world: World
+) -> None:
+    given = settings(
+        database_url=database_dsn,
+        blob_dir=world.blobs.root,
+        inference_threads=1,
+        inference_token="secret",
+        device="cpu",
+        hub_offline=True,
+    )
+    stop = anyio.Event()
+    asked: dict[str, Any] = {"messages": QUESTION, "rose": msgspec.to_builtins(world.target(world.red))}
+    async with EngineClient(token="secret") as client, anyio.create_task_group() as tasks:
+        tasks.start_soon(serve, given, stop)
+        workers = await eventually(lambda: leases.workers(pool, "inference"))
+        url = client.choose(workers)
+        assert url.startswith("http://127.0.0.1:")
+        answer = await client.complete(url, {**asked, "max_tokens": 5})
+        assert answer["usage"]["completion_tokens"] <= 5
+
+        async def loaded() -> bool:
+            (worker,) = await leases.workers(pool, "inference")
+            bases = worker.capabilities["bases"]
+            return bool(bases) and bases[0]["adapters"] == [world.red.sha256]
+
+        await eventually(loaded)
+        received: list[str] = []
+        with anyio.fail_after(30):
+            async with client.stream(url, {**asked, "stream": True, "max_tokens": 2000}) as lines:
+                async for line in lines:
+                    received.append(line)
+                    stop.set()
+        assert msgspec.json.decode(received[-1])["error"]["code"] == "engine_stopping"
+    assert await leases.workers(pool, "inference") == []
+
+
+async def test_an_open_door_is_refused(settings: Callable[..., Settings]) -> None:
+    given = settings(database_url="postgresql:///nowhere", inference_host="0.0.0.0")
+    with pytest.raises(InvalidRequest, match="without a token") as refused:
+        await serve(given, anyio.Event())
+    assert refused.value.param == "inference_token"
