@@ -11,7 +11,7 @@ import logging
 import anyio
 
 from projections.positions import note
-from rose.bus import WRONG_LAST_SEQUENCE, Bus, BusRefused, BusUnavailable, StreamFacts, StreamSettings
+from rose.bus import NAME_IN_USE, WRONG_LAST_SEQUENCE, Bus, BusRefused, BusUnavailable, StreamFacts, StreamSettings
 from rose.errors import RoseError, Unavailable
 from rose.log.feed import Feed, LogIdentity, RawEvent, open_feed
 from rose.log.pool import Pool
@@ -36,8 +36,6 @@ HALTED_SECONDS = 2.0
 """Time between audits while halted."""
 NOTE_SECONDS = 1.0
 """The position is stored for people, at most this often."""
-NAME_IN_USE = 10058
-"""JetStream's error when a stream exists with another configuration."""
 
 
 class RelayHalted(RoseError):
