@@ -28,11 +28,8 @@ def watch_job(client: Client, job_id: str, common: Common) -> dict[str, Any]:
                 common.output.line(_with_speed(event))
     job = client.job(job_id)
     if job["status"] == "succeeded":
-        common.output.show(
-            job if not common.json else job["fine_tuned_model"],
-            identity=job["fine_tuned_model"],
-            lines=[f"Model: {job['fine_tuned_model']}"],
-        )
+        if not common.json:
+            common.output.show(job, identity=job["fine_tuned_model"], lines=[f"Model: {job['fine_tuned_model']}"])
         common.output.talk(f'Try it: rose chat "…" --model {job["fine_tuned_model"]}')
     elif job.get("error"):
         common.output.warn(f"{job['error']['message']}")
@@ -60,12 +57,14 @@ def _watch_live(client: Client, job_id: str) -> None:
             )
 
 
-def numbers(data: dict[str, Any]) -> str:
-    """Return epoch, loss, speed and time left of a metrics event."""
+def numbers(data: dict[str, Any], *, losses: bool = True) -> str:
+    """Return epoch, losses, speed and time left of a metrics event."""
     speed = data.get("tokens_per_second") or 0
-    parts = [f"epoch {data['epoch']:.2f}", f"loss {data['train_loss']:.4f}"]
-    if data.get("valid_loss") is not None:
-        parts.append(f"valid {data['valid_loss']:.4f}")
+    parts = [f"epoch {data['epoch']:.2f}"]
+    if losses:
+        parts.append(f"loss {data['train_loss']:.4f}")
+        if data.get("valid_loss") is not None:
+            parts.append(f"valid {data['valid_loss']:.4f}")
     parts.append(f"{speed:.0f} tokens/s")
     if speed and data["step"]:
         left = (data["total_steps"] - data["step"]) * data["trained_tokens"] / data["step"] / speed
@@ -75,4 +74,4 @@ def numbers(data: dict[str, Any]) -> str:
 
 def _with_speed(event: dict[str, Any]) -> str:
     line = event_line(event)
-    return f"{line}  {numbers(event['data'])}" if event["type"] == "metrics" else line
+    return f"{line}  {numbers(event['data'], losses=False)}" if event["type"] == "metrics" else line
