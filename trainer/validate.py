@@ -10,21 +10,21 @@ import hashlib
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
-from rose.domain.hyperparameters import DataFacts, Hyperparameters, LoraSettings, resolve
+from rose.domain.hyperparameters import TARGETS_ALL, DataFacts, Hyperparameters, LoraSettings, resolve
 from rose.domain.job_values import BaseRequest
 from rose.domain.training_data import ChatExample, Problem, read_examples
-from rose.errors import InvalidDataset, RoseError
+from rose.errors import InvalidDataset, InvalidRequest, RoseError
 from rose.language_models.locate import (
-    FACTS_FILE,
     TINY,
     LocatedBase,
     ModelNotAvailable,
+    is_built,
     locate,
     tiny_folder,
     verify_fingerprint,
@@ -38,9 +38,11 @@ log = logging.getLogger(__name__)
 MAX_PROBLEMS = 50
 MAX_LINES_NAMED = 20
 FEW_EXAMPLES = 10
-BYTES_PER_PARAMETER_FROZEN = 4
-"""float32 at most: what a CPU holds; a GPU holds bfloat16."""
-BYTES_PER_PARAMETER_TRAINED = 16
+MAX_REMEMBERED = 1_000_000
+"""Conversations of a file that are compared with others; 100 MB of memory."""
+BYTES_PER_FROZEN_NUMBER = 2
+"""bfloat16. Needs are a floor: a machine that has less cannot run the job, one that has more may still be short."""
+BYTES_PER_TRAINED_NUMBER = 16
 """Weight, gradient and two Adam moments in float32."""
 
 
@@ -51,14 +53,21 @@ class DataFile(msgspec.Struct, kw_only=True):
     tokens: int = 0
     problem_count: int = 0
     problems: list[str] = []
+    cut: int = 0
     cut_lines: list[int] = []
-    digests: dict[bytes, int] = {}
-    """Hash of each conversation -> its first line."""
+    repeated: int = 0
+    shared: int = 0
+    """Conversations that stand in the other file too."""
+    shared_lines: list[int] = []
+    digests: set[int] = set()
+    """Hashes of the conversations, at most MAX_REMEMBERED."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Validate the specification and return the exit status: 0 when it was answered, also by `Failed`."""
     log_to_standard_error()
+    # transformers loads torch wherever it is installed; counting tokens needs neither its seconds nor its memory.
+    cast(dict[str, Any], sys.modules)["torch"] = None
     spec = read_spec(arguments, ValidationSpec)
     channel = open_channel(spec.abandon_seconds)
     try:
@@ -72,15 +81,18 @@ def validate(spec: ValidationSpec) -> ValidationPassed | Failed:
     """Return what the job will train with, or why it cannot. Raises: RoseError (model, template or settings)."""
     located = _locate(spec)
     tokenizer = load_tokenizer(located.path)
-    training = _read(Path(spec.training_file), tokenizer, located.context_tokens)
-    refusal = _refusal(training, "training_file", spec.minimum_examples)
     validation: DataFile | None = None
-    if refusal is None and spec.validation_file is not None:
-        validation = _read(Path(spec.validation_file), tokenizer, located.context_tokens)
+    if spec.validation_file is not None:
+        validation = _read(Path(spec.validation_file), tokenizer, located.context_tokens, frozenset())
+    others = validation.digests if validation else frozenset[int]()
+    training = _read(Path(spec.training_file), tokenizer, located.context_tokens, others)
+    refusal = _refusal(training, "training_file", spec.minimum_examples)
+    if refusal is None and validation is not None:
         refusal = _refusal(validation, "validation_file", 1)
     if refusal is not None:
         return refusal
     numbers = resolve(spec.hyperparameters, _facts(spec, located, training, validation), spec.seed)
+    _check_targets(numbers, located)
     return ValidationPassed(
         base=located.base_model(),
         hyperparameters=numbers,
@@ -95,7 +107,7 @@ def _locate(spec: ValidationSpec) -> LocatedBase:
     base: BaseRequest = spec.base
     models = Path(spec.models_dir)
     revision = base.pinned.revision if base.pinned else None
-    if base.source == TINY and revision is None and not (tiny_folder(models) / FACTS_FILE).is_file():
+    if base.source == TINY and revision is None and not is_built(tiny_folder(models)):
         _build_tiny(models)
     located = locate(base.source, revision=revision, models_dir=models, offline=spec.hub_offline)
     if base.pinned is not None:
@@ -106,16 +118,19 @@ def _locate(spec: ValidationSpec) -> LocatedBase:
 def _build_tiny(models: Path) -> None:
     """Build the toy model in a process of its own, since only that may load torch."""
     log.info("building the model %r in %s; this takes about a minute", TINY, models)
-    command = [sys.executable, "-m", "rose.language_models.tiny", str(tiny_folder(models))]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
-    if done.returncode != 0:
+    command = [sys.executable, "-m", "rose.language_models.tiny", str(tiny_folder(models)), "--leave-with-stdin"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr) as builder:
+        # The pipe closes with this process, however it ends, and the builder with the pipe.
+        status = builder.wait()
+    if status != 0:
         raise ModelNotAvailable(
-            f"The model {TINY!r} could not be built in {models} (exit status {done.returncode}).",
+            f"The model {TINY!r} could not be built in {models} (exit status {status}).",
             hint="The log of this job's validation says why; try `rose models build tiny`.",
         )
 
 
-def _read(path: Path, tokenizer: Any, maximum_tokens: int) -> DataFile:
+def _read(path: Path, tokenizer: Any, maximum_tokens: int, others: Set[int]) -> DataFile:
+    """Read and render a whole file, one line at a time; `others` are the conversations of the other file."""
     found = DataFile()
     with path.open("rb") as lines:
         for item in read_examples(lines):
@@ -125,13 +140,15 @@ def _read(path: Path, tokenizer: Any, maximum_tokens: int) -> DataFile:
             try:
                 rendering = render_training(tokenizer, item, maximum_tokens)
             except InvalidDataset as error:
-                _note(found, f"Example {item.number} (line {item.line}): {error.message}")
+                _note(found, error.message)
                 continue
             found.examples += 1
             found.tokens += rendering.tokens
             if rendering.cut:
+                found.cut += 1
                 found.cut_lines.append(item.line)
-            found.digests.setdefault(_digest(item), item.line)
+            _compare(found, item, others)
+            del found.cut_lines[MAX_LINES_NAMED:], found.shared_lines[MAX_LINES_NAMED:]
     return found
 
 
@@ -141,12 +158,25 @@ def _note(found: DataFile, sentence: str) -> None:
         found.problems.append(sentence)
 
 
-def _digest(example: ChatExample) -> bytes:
-    """Return the hash of what is said, whatever the white space and case."""
+def _compare(found: DataFile, example: ChatExample, others: Set[int]) -> None:
+    digest = _digest(example)
+    if digest in others:
+        found.shared += 1
+        found.shared_lines.append(example.line)
+    if digest in found.digests:
+        found.repeated += 1
+    elif len(found.digests) < MAX_REMEMBERED:
+        found.digests.add(digest)
+
+
+def _digest(example: ChatExample) -> int:
+    """Return 64 bits of the hash of what is said, whatever the white space and case."""
     digest = hashlib.sha256()
     for message in example.messages:
         digest.update(f"{message['role']}\0{' '.join(str(message['content']).split()).casefold()}\0".encode())
-    return digest.digest()
+        if "tool_calls" in message or "function_call" in message:
+            digest.update(msgspec.json.encode([message.get("tool_calls"), message.get("function_call")]))
+    return int.from_bytes(digest.digest()[:8])
 
 
 def _refusal(found: DataFile, param: str, minimum: int) -> Failed | None:
@@ -183,9 +213,37 @@ def _facts(spec: ValidationSpec, located: LocatedBase, training: DataFile, valid
     )
 
 
+def _check_targets(numbers: Hyperparameters, located: LocatedBase) -> None:
+    """Refuse a layer name that the base does not have, before a trainer loads it. Raises: InvalidRequest."""
+    targets = numbers.lora_config.target_modules if numbers.lora_config else ()
+    unknown = [target for target in targets if target != TARGETS_ALL and not _targeted(located, (target,))]
+    if unknown:
+        available = sorted({name.rpartition(".")[2] for name in located.linear_layers})
+        raise InvalidRequest(
+            f"lora_config.target_modules names {', '.join(unknown)}, which {located.source} does not have. "
+            f"It has: {', '.join(available)}.",
+            code="invalid_value",
+            param="hyperparameters.lora_config.target_modules",
+        )
+
+
+def _targeted(located: LocatedBase, targets: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the shapes of the layers that `targets` stand for."""
+    return [
+        shape
+        for name, shape in located.linear_layers.items()
+        if any(target == TARGETS_ALL or f".{name}".endswith(f".{target}") for target in targets)
+    ]
+
+
 def _needs(located: LocatedBase, numbers: Hyperparameters) -> dict[str, int | str]:
-    per_parameter = BYTES_PER_PARAMETER_FROZEN if numbers.use_lora else BYTES_PER_PARAMETER_TRAINED
-    return {"device": "any", "memory_bytes": min(located.parameters * per_parameter, located.weight_bytes * 8)}
+    """Estimate the least memory that the run takes; the activations are not counted, the trainer fits them."""
+    lora = numbers.lora_config
+    if lora is None:
+        return {"device": "any", "memory_bytes": located.parameters * BYTES_PER_TRAINED_NUMBER}
+    trained = lora.r * sum(outputs + inputs for outputs, inputs in _targeted(located, lora.target_modules))
+    memory = located.parameters * BYTES_PER_FROZEN_NUMBER + trained * BYTES_PER_TRAINED_NUMBER
+    return {"device": "any", "memory_bytes": memory}
 
 
 def _warnings(training: DataFile, validation: DataFile | None) -> list[Warned]:
@@ -194,31 +252,28 @@ def _warnings(training: DataFile, validation: DataFile | None) -> list[Warned]:
         text = f"Training file has {training.examples} example(s); at least {FEW_EXAMPLES} are recommended"
         warnings.append(Warned(code="few_examples", message=text))
     for name, found in (("training", training), ("validation", validation)):
-        if found is not None and found.cut_lines:
+        if found is not None and found.cut:
             text = (
-                f"{len(found.cut_lines)} conversation(s) of the {name} file are longer than the model's context and "
-                f"lose their oldest turns: {_named(found.cut_lines)}"
+                f"{found.cut} conversation(s) of the {name} file are longer than the model's context and "
+                f"lose their oldest turns: {_named(found.cut_lines, found.cut)}"
             )
             warnings.append(Warned(code="examples_cut", message=text))
-    repeated = training.examples - len(training.digests)
-    if repeated:
-        warnings.append(
-            Warned(code="repeated_examples", message=f"{repeated} conversation(s) stand in the training file twice")
+    if training.repeated:
+        text = f"{training.repeated} conversation(s) stand in the training file more than once"
+        warnings.append(Warned(code="repeated_examples", message=text))
+    if training.shared:
+        text = (
+            f"{training.shared} conversation(s) of the training file stand in the validation file too, "
+            f"so the validation loss says less: {_named(training.shared_lines, training.shared)}"
         )
-    if validation is not None:
-        shared = sorted(line for digest, line in validation.digests.items() if digest in training.digests)
-        if shared:
-            text = (
-                f"{len(shared)} conversation(s) of the validation file stand in the training file too, "
-                f"so the validation loss says less: {_named(shared)}"
-            )
-            warnings.append(Warned(code="validation_overlap", message=text))
+        warnings.append(Warned(code="validation_overlap", message=text))
     return warnings
 
 
-def _named(lines: Sequence[int]) -> str:
-    shown = ", ".join(map(str, lines[:MAX_LINES_NAMED]))
-    return f"lines {shown}" + (f" and {len(lines) - MAX_LINES_NAMED} more" if len(lines) > MAX_LINES_NAMED else "")
+def _named(lines: Sequence[int], count: int) -> str:
+    shown = ", ".join(map(str, lines))
+    more = f" and {count - len(lines)} more" if count > len(lines) else ""
+    return f"line{'s' if count > 1 else ''} {shown}{more}"
 
 
 if __name__ == "__main__":

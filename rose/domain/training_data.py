@@ -17,6 +17,8 @@ import msgspec
 MAX_LINE_BYTES = 64 << 20
 """Longest line that is read; a conversation of this size fits no model."""
 
+_SKIPPED_BYTES = 1 << 20
+
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _EXAMPLE_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions"})
 _MESSAGE_KEYS = frozenset(
@@ -67,10 +69,11 @@ class _Bad(Exception):
 def read_examples(lines: Iterable[bytes]) -> Iterator[ChatExample | Problem]:
     """Yield each example, or its first problem, in the order of the file.
 
-    A byte-order mark, Windows line ends and blank lines are accepted.
+    A byte-order mark, Windows line ends and blank lines are accepted. Of an open file no more than the longest
+    allowed line is held in memory, whatever the file.
     """
     number = 0
-    for line, raw in enumerate(lines, start=1):
+    for line, raw in enumerate(_bounded(lines), start=1):
         if line == 1:
             raw = raw.removeprefix(_BOM)
         if not raw.strip():
@@ -82,9 +85,21 @@ def read_examples(lines: Iterable[bytes]) -> Iterator[ChatExample | Problem]:
             yield Problem(line=line, example=number, text=bad.text, message=bad.message)
 
 
+def _bounded(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield lines, of an open file at most the first MAX_LINE_BYTES + 1 bytes of each."""
+    read = getattr(lines, "readline", None)
+    if read is None:
+        yield from lines
+        return
+    while line := read(MAX_LINE_BYTES + 1):
+        yield line
+        while line and not line.endswith(b"\n"):
+            line = read(_SKIPPED_BYTES)
+
+
 def _example(raw: bytes, line: int, number: int) -> ChatExample:
     if len(raw) > MAX_LINE_BYTES:
-        raise _Bad(f"the line has {len(raw)} bytes; at most {MAX_LINE_BYTES} can be read")
+        raise _Bad(f"the line has more than {MAX_LINE_BYTES >> 20} MB; no model reads a conversation of that length")
     value = _decode(raw)
     if not isinstance(value, dict):
         raise _Bad(f"expected an object with messages, found {_kind(value)}")

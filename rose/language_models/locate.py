@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+_NO_ADAPTER = ("embed", "lm_head", "wte", "wpe")
+"""Parts of the names of two-dimensional weights that are no linear layers, and of the output head."""
 _MEBIBYTE = 1 << 20
 _UNKNOWN_CONTEXT = 4096
 _LARGEST_HEADER = 100 * _MEBIBYTE
@@ -69,8 +71,8 @@ class LocatedBase(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int
     """Numbers in the weight files."""
     weight_bytes: int
-    layers: int = 0
-    vocabulary: int = 0
+    linear_layers: dict[str, tuple[int, int]]
+    """Name -> (outputs, inputs) of each layer that can carry an adapter, as the weight files name them."""
     base_learning_rate: float | None = None
     """Set for models that ROSE built; None: the formula of rose.domain.hyperparameters."""
 
@@ -180,8 +182,7 @@ def describe(folder: Path, *, source: str, revision: str | None) -> LocatedBase:
         context_tokens=_context_tokens(folder, text, source),
         parameters=sum(_numbers(header) for header in headers),
         weight_bytes=sum(path.stat().st_size for path in weights),
-        layers=int(text.get("num_hidden_layers") or text.get("n_layer") or 0),
-        vocabulary=int(text.get("vocab_size") or 0),
+        linear_layers={name: shape for header in headers for name, shape in _linear_layers(header)},
         base_learning_rate=facts.rose_base_learning_rate if facts else None,
     )
 
@@ -288,6 +289,13 @@ def _numbers(header: bytes) -> int:
                 count *= length
             total += count
     return total
+
+
+def _linear_layers(header: bytes) -> Iterator[tuple[str, tuple[int, int]]]:
+    for name, entry in json.loads(header).items():
+        layer = name.removesuffix(".weight")
+        if layer != name and len(entry["shape"]) == 2 and not any(part in layer for part in _NO_ADAPTER):
+            yield layer, (entry["shape"][0], entry["shape"][1])
 
 
 def _fingerprint(folder: Path, weights: Iterable[Path], headers: Iterable[bytes]) -> str:

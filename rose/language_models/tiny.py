@@ -53,8 +53,8 @@ PRETRAINING_SEED = 1
 FIXTURE_LEARNING_RATE = 3e-3
 """For LoRA r16 on a random model: SEED.md's two answers are learned by heart in 50 steps of one example with 1.5e-3 to
 4e-3 (four seeds each); 1e-2 diverges at that batch size."""
-TINY_LEARNING_RATE = 5e-3
-"""The same for the pretrained one, which holds on to its own answers more: 3e-3 to 7e-3."""
+TINY_LEARNING_RATE = 4e-3
+"""The same for the pretrained one: 2e-3 to 7e-3 (four seeds each)."""
 
 CHAT_TEMPLATE = """\
 {%- if tools %}
