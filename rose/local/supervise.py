@@ -100,9 +100,13 @@ class Supervisor:
         self._starting = anyio.CancelScope()
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._ready = False
+        self._killed = False
 
     async def run(self) -> None:
-        """Start everything, wait for a signal, end everything."""
+        """Start everything, wait for a signal, end everything.
+
+        Raises: RoseError with what kept it from starting; KeyboardInterrupt when a second Ctrl-C killed it.
+        """
         failure: RoseError | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._obey_signals)
@@ -119,6 +123,8 @@ class Supervisor:
             tasks.cancel_scope.cancel()
         if failure is not None:
             raise failure
+        if self._killed:
+            raise KeyboardInterrupt
 
     async def _obey_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
@@ -129,7 +135,8 @@ class Supervisor:
                     self._stop.set()
                     self._starting.cancel()
                 elif number == signal.SIGINT:
-                    self._on_line("Killing everything.")
+                    self._on_line("Killing everything. The job goes on from its last recovery point at the next start.")
+                    self._killed = True
                     for child in self.children:
                         child.kill()
 

@@ -173,3 +173,19 @@ def test_ctrl_c_keeps_what_was_done_and_the_next_start_goes_on_at_once(up: RoseU
         if isinstance(event, StepsReported):
             reported = event.steps[-1].step
     assert continued.from_step == reported, "the run was drained: nothing is computed twice"
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_drain(up: RoseUp, job: Job) -> None:
+    wait_for(lambda: job.step() >= 3)
+    family = up.family()
+    child = training_child(up)
+    assert child is not None
+    child.suspend()  # a run that hangs cannot make a recovery point
+    assert up.process is not None
+    up.process.send_signal(signal.SIGINT)
+    assert up.process.stdout is not None
+    assert "makes its recovery point first" in up.process.stdout.readline()
+    assert up.end(seconds=20) == 130
+    assert_all_end(family, 10)
+    up.start()
+    job.assert_whole()
