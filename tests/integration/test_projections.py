@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import anyio
 import msgspec
@@ -16,9 +19,12 @@ from rose.errors import InvalidRequest
 from rose.log.pool import AnyConnection, Pool
 from rose.log.read import Recorded, head
 from tests.eventually import eventually
+from tests.integration import following
 from tests.integration.events import Job, append_files
 
 pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
 
 
 async def catch_up(pool: Pool, view: View) -> None:
@@ -72,24 +78,17 @@ async def test_a_position_moves_over_events_that_the_view_does_not_take(pool: Po
 
 
 async def test_an_event_counts_once_when_a_runner_dies_between_writing_and_committing(pool: Pool) -> None:
-    await pool.execute("create table rose.counts (version int, job_id text, events int, primary key (version, job_id))")
+    await pool.execute(following.TABLE)
     applied = 0
 
-    async def count(connection: AnyConnection, version: int, events: Sequence[Recorded]) -> None:
-        """Count events, which (unlike an upsert) shows every repetition; die after writing, the first three times."""
+    async def apply(connection: AnyConnection, version: int, events: Sequence[Recorded]) -> None:
         nonlocal applied
-        for event in events:
-            await connection.execute(
-                "insert into rose.counts as c values ($1, $2, 1) "
-                "on conflict (version, job_id) do update set events = c.events + 1",
-                version,
-                event.stream_id,
-            )
+        await following.count(connection, version, events)
         applied += 1
         if applied <= 3:
             raise ConnectionResetError("the runner dies here")
 
-    view = View(name="counts", takes=frozenset({"job.steps_reported"}), key=("job_id",), apply=count)
+    view = msgspec.structs.replace(following.VIEW, apply=apply)
     job = Job(pool)
     await job.create()
     for number in range(1, 6):
@@ -98,37 +97,62 @@ async def test_an_event_counts_once_when_a_runner_dies_between_writing_and_commi
     for _ in range(3):
         with pytest.raises(ConnectionResetError):
             await advance(pool, view)
-        assert await pool.fetchval("select count(*) from rose.counts") == 0
+        assert await following.counted(pool, job.stream_id) == 0
     await catch_up(pool, view)
     await advance(pool, view)
-    assert await pool.fetchval("select events from rose.counts") == 5
+    assert await following.counted(pool, job.stream_id) == 5
+
+
+async def test_an_event_counts_once_when_runners_are_killed(pool: Pool, database_dsn: str) -> None:
+    """Two processes follow the same view; one after the other is killed in the middle of it."""
+    await pool.execute(following.TABLE)
+    job = Job(pool)
+    await job.create()
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-m", "tests.integration.following", database_dsn], cwd=ROOT)
+
+    async def write(count: int) -> None:
+        for _ in range(count):
+            await job.steps(1, 1)
+
+    runners = [start(), start()]
+    total = 0
+    try:
+        for kill in range(4):
+            async with anyio.create_task_group() as group:
+                group.start_soon(write, 80)
+                await eventually(lambda total=total: reached(pool, job, total + 20))
+                runners[kill % 2].kill()
+                runners[kill % 2].wait(timeout=30)
+            total += 80
+            runners[kill % 2] = start()
+        assert await wait_until(pool, "counts", await head(pool), timeout_seconds=60)
+    finally:
+        for runner in runners:
+            runner.kill()
+            runner.wait(timeout=30)
+    assert await following.counted(pool, job.stream_id) == total
+
+
+async def reached(pool: Pool, job: Job, count: int) -> bool:
+    return await following.counted(pool, job.stream_id) >= count
 
 
 async def test_two_runners_apply_each_event_once(pool: Pool) -> None:
-    await pool.execute("create table rose.counts (version int, job_id text, events int, primary key (version, job_id))")
-
-    async def count(connection: AnyConnection, version: int, events: Sequence[Recorded]) -> None:
-        for event in events:
-            await connection.execute(
-                "insert into rose.counts as c values ($1, $2, 1) "
-                "on conflict (version, job_id) do update set events = c.events + 1",
-                version,
-                event.stream_id,
-            )
-
-    view = View(name="counts", takes=frozenset({"job.steps_reported"}), key=("job_id",), apply=count)
+    await pool.execute(following.TABLE)
     job = Job(pool)
     await job.create()
     stops = [anyio.Event(), anyio.Event()]
     async with anyio.create_task_group() as group:
         for stop in stops:
-            group.start_soon(lambda stop: run(pool, stop, views=(view,)), stop)
+            group.start_soon(lambda stop: run(pool, stop, views=(following.VIEW,)), stop)
         for number in range(1, 101):
             position = await job.steps(number, number)
         assert await wait_until(pool, "counts", position, timeout_seconds=30)
         for stop in stops:
             stop.set()
-    assert await pool.fetchval("select events from rose.counts") == 100
+    assert await following.counted(pool, job.stream_id) == 100
 
 
 async def test_a_failing_event_stops_its_view_and_no_other(pool: Pool, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 import anyio
 import msgspec
@@ -28,6 +29,8 @@ from tests.integration.events import append_file, append_files
 from tests.services import NatsServer
 
 pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
 
 SETTINGS = Settings()
 
@@ -180,7 +183,7 @@ async def test_racing_relays_that_are_killed_leave_an_exact_copy(
 ) -> None:
     def start(lock: int) -> subprocess.Popen[bytes]:
         arguments = ["-m", "tests.integration.relaying", database_dsn, server.url, server.token, str(lock)]
-        return subprocess.Popen([sys.executable, *arguments])
+        return subprocess.Popen([sys.executable, *arguments], cwd=ROOT)
 
     racers = {1001: start(1001), 1002: start(1002)}
     held = "select count(*) from pg_locks where locktype = 'advisory' and classid = $1 and objid in (1001, 1002)"
