@@ -98,7 +98,6 @@ def main() -> None:
                 pipe.close()
 
     def on_line(line: str) -> None:
-        logger.info("%s", line)
         say(Said(line=line))
 
     def on_ready() -> None:

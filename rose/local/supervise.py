@@ -94,7 +94,7 @@ class Supervisor:
     ) -> None:
         self.settings = settings
         self.children: list[Child] = []
-        self._on_line = on_line
+        self._show = on_line
         self._on_ready = on_ready
         self._stop = anyio.Event()
         self._starting = anyio.CancelScope()
@@ -125,6 +125,15 @@ class Supervisor:
             raise failure
         if self._killed:
             raise KeyboardInterrupt
+
+    def _on_line(self, line: str) -> None:
+        """Tell people; a terminal or pipe that has gone must not end anything."""
+        logger.info("%s", line)
+        try:
+            self._show(line)
+        except (OSError, ValueError) as error:
+            logger.warning("nobody listens any more: %s", error)
+            self._show = lambda _: None
 
     async def _obey_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:

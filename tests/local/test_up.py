@@ -101,6 +101,23 @@ def test_everything_that_crashes_comes_back(up: RoseUp) -> None:
     wait_until(answers)
 
 
+def test_it_goes_on_when_its_terminal_is_gone(up: RoseUp) -> None:
+    assert up.process is not None
+    assert up.process.stdout is not None
+    up.process.stdout.close()
+    before = up.pid_of("projections")
+    assert before is not None
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: up.pid_of("projections") not in (None, before))
+    family = up.family()
+    up.process.send_signal(signal.SIGHUP)
+    up.process.wait(timeout=60)
+    assert_all_end(family, 0)
+    log = (up.settings.logs / "up.log").read_text()
+    assert "projections ended with signal SIGKILL" in log
+    assert "Traceback" not in log
+
+
 def test_detached_it_runs_on_until_down(private_folder: Path) -> None:
     up = RoseUp(private_folder)
     started = up.rose("up", "--detach")
