@@ -9,7 +9,8 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 
 import anyio
 import msgspec
@@ -35,20 +36,17 @@ class Said(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 async def start(given: settings.Settings, on_line: Callable[[str], object]) -> None:
-    """Start a detached `rose up` and return when it is ready. Raises: whatever kept it from starting."""
+    """Start a detached `rose up` and return when it is ready; a cancelled start (Ctrl-C) takes it back.
+
+    Raises: whatever kept it from starting.
+    """
     await anyio.to_thread.run_sync(supervise.prepare_folder, given)
     log = given.logs / "up.log"
     reading, writing = os.pipe()
-    output = await anyio.to_thread.run_sync(logs.open_log, log)
     try:
-        await anyio.to_thread.run_sync(_spawn, given, writing, output)
-    finally:
-        os.close(writing)
-        os.close(output)
-    try:
-        with os.fdopen(reading, "rb") as pipe:
-            while line := await anyio.to_thread.run_sync(pipe.readline, abandon_on_cancel=True):
-                said = msgspec.json.decode(line, type=Said)
+        process = _spawn(given, writing, log)
+        try:
+            async for said in _lines(reading):
                 if said.error is not None:
                     raise _error(said)
                 if said.line is not None:
@@ -56,8 +54,13 @@ async def start(given: settings.Settings, on_line: Callable[[str], object]) -> N
                 if said.ready:
                     on_line("It runs in the background: rose status, rose down")
                     return
-    except OSError as error:
-        raise Unavailable(f"ROSE's start cannot be followed: {error}.") from None
+        except anyio.get_cancelled_exc_class():
+            process.terminate()
+            raise
+        finally:
+            process.returncode = 0  # it is meant to outlive this process: no warning that nobody waited for it
+    finally:
+        os.close(reading)
     raise Unavailable(
         f"ROSE ended while it started. The end of its log:\n{logs.last_lines(log)}",
         code="not_started",
@@ -65,18 +68,37 @@ async def start(given: settings.Settings, on_line: Callable[[str], object]) -> N
     )
 
 
-def _spawn(given: settings.Settings, writing: int, output: int) -> None:
-    environment = {**supervise.child_environment(given), _PIPE: str(writing)}
-    subprocess.Popen(
-        [sys.executable, "-m", "rose.local.detach"],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        env=environment,
-        cwd="/",
-        start_new_session=True,
-        pass_fds=(writing,),
-    ).returncode = 0  # it is meant to outlive this process: no warning that nobody waited for it
+def _spawn(given: settings.Settings, writing: int, log: Path) -> subprocess.Popen[bytes]:
+    """Start it in a session of its own, with the writing end of the pipe, which is closed here."""
+    output = logs.open_log(log)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "rose.local.detach"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**supervise.child_environment(given), _PIPE: str(writing)},
+            cwd="/",
+            start_new_session=True,
+            pass_fds=(writing,),
+        )
+    finally:
+        os.close(writing)
+        os.close(output)
+
+
+async def _lines(reading: int) -> AsyncGenerator[Said]:
+    """Yield what comes through the pipe until its other end is closed."""
+    os.set_blocking(reading, False)
+    rest = b""
+    while True:
+        await anyio.wait_readable(reading)
+        piece = os.read(reading, 65536)
+        if not piece:
+            return
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield msgspec.json.decode(line, type=Said)
 
 
 def _error(said: Said) -> RoseError:

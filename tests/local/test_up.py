@@ -160,10 +160,13 @@ def test_given_services_are_used_and_nothing_is_embedded(
         assert httpx2.get(f"{up.settings.url}/ready").json()["postgres"] == "connected"
 
 
-def test_ctrl_c_while_it_starts_ends_what_had_started(private_folder: Path) -> None:
+@pytest.mark.parametrize(("arguments", "status"), [(("up",), 0), (("up", "--detach"), 130)])
+def test_ctrl_c_while_it_starts_ends_what_had_started(
+    private_folder: Path, arguments: tuple[str, ...], status: int
+) -> None:
     up = RoseUp(private_folder)
     process = subprocess.Popen(
-        [sys.executable, "-m", "cli.app", "up"],
+        [sys.executable, "-m", "cli.app", *arguments],
         env=up.environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -176,5 +179,5 @@ def test_ctrl_c_while_it_starts_ends_what_had_started(private_folder: Path) -> N
         family = up.family()
         process.send_signal(signal.SIGINT)
         process.stdout.read()
-    assert process.wait(timeout=60) == 0
-    assert_all_end(family, 0)
+    assert process.wait(timeout=60) == status
+    assert_all_end(family)
