@@ -14,6 +14,8 @@ import openai
 import pytest
 
 from rose import leases
+from rose.domain.artifacts import Artifact
+from rose.domain.job_values import BaseModel
 from rose.language_models.locate import locate
 from rose.log.pool import Pool
 from rose.settings import Settings
@@ -119,6 +121,35 @@ async def test_leaving_a_plain_call_frees_the_engine(chat: Chat) -> None:
         await eventually(lambda: _busy(chat))
         tasks.cancel_scope.cancel()
     await eventually(lambda: _idle(chat))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_a_call_on_receipt_of_the_success_event_works_200_times_of_200(chat: Chat, seed_file: Path) -> None:
+    api = chat.api
+    model = await api.openai.models.retrieve(chat.tuned)
+    assert model.model_extra is not None
+    weights = msgspec.convert(model.model_extra["artifact"], Artifact)
+    training_file = await api.upload(seed_file)
+    for _ in range(200):
+        job = await api.openai.fine_tuning.jobs.create(model=chat.base, training_file=training_file)
+        trainer = Trainer(api.services, job.id, msgspec.convert(model.model_extra["base_model"], BaseModel))
+        await trainer.validate()
+        await trainer.start()
+        async with anyio.create_task_group() as tasks:
+            answers: list[str] = []
+
+            async def watch(job_id: str, answers: list[str]) -> None:
+                path = f"/v1/fine_tuning/jobs/{job_id}/events?stream=true"
+                async with api.http.stream("GET", path) as response:
+                    async for line in response.aiter_lines():
+                        if "New fine-tuned model created: " in line:
+                            name = json.loads(line[6:])["data"]["fine_tuned_model"]
+                            answers.append(await chat.say(name, max_tokens=1))
+
+            tasks.start_soon(watch, job.id, answers)
+            await trainer.succeed(50, weights)
+        assert len(answers) == 1
 
 
 async def test_an_unknown_model_is_not_found(chat: Chat) -> None:
