@@ -95,7 +95,7 @@ def held(settings: Settings) -> bool:
     """Return whether a `rose up` lives on the data folder."""
     try:
         fd = os.open(settings.data_dir / "lock", os.O_RDWR)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,0 +1,139 @@
+"""Help, terminals, colours, Ctrl-C, and an environment variable for every flag."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+from cyclopts import App
+
+from tests.api.running import Running, Trainer
+from tests.cli.conftest import Rose, call
+
+pytestmark = pytest.mark.anyio
+
+ESCAPE = "\x1b["
+
+
+async def test_help_names_every_command_with_its_sentence() -> None:
+    shown = (await call("--help")).out
+    for name in ("chat", "db", "doctor", "down", "events", "files", "finetune", "logs", "models", "projections"):
+        assert f"│ {name} " in shown
+    for name in ("quickstart", "serve", "status", "up", "upload"):
+        assert f"│ {name} " in shown
+    assert (await call()).out == shown
+
+
+async def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
+    heavy = {"torch", "transformers", "litestar", "asyncpg", "nats", "httpx2"}
+    code = f"import sys; from cli.app import main; main(['--help']); print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def every_command(app: App, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], App]]:
+    """Yield every command below `app` with its words."""
+    for name in app:
+        if name.startswith("-"):
+            continue
+        command = app[name]
+        if command.default_command is not None:
+            yield (*path, name), command
+        yield from every_command(command, (*path, name))
+
+
+def test_every_flag_has_an_environment_variable_and_every_command_its_help() -> None:
+    from cli.app import app
+
+    commands = dict(every_command(app))
+    assert ("finetune", "create") in commands
+    for words, command in commands.items():
+        assert command.help, words
+        for argument in command.assemble_argument_collection(parse_docstring=True):
+            flags = [name for name in argument.names if name.startswith("--")]
+            if flags and argument.show:
+                assert argument.parameter.env_var, f"{' '.join(words)} {flags[0]} has no environment variable"
+                assert argument.parameter.help, f"{' '.join(words)} {flags[0]} has no help"
+
+
+async def in_a_terminal(*arguments: str, **environment: str) -> str:
+    """Return what `rose` shows on a terminal."""
+    main, child = pty.openpty()
+    variables = {**os.environ, "COLUMNS": "160", "TERM": "xterm-256color", **environment}
+    command = [sys.executable, "-m", "cli.app", *arguments]
+    process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=variables)
+    os.close(child)
+    shown = b""
+    try:
+        while piece := await anyio.to_thread.run_sync(_read, main):
+            shown += piece
+    finally:
+        os.close(main)
+        await anyio.to_thread.run_sync(process.wait)
+    return shown.decode()
+
+
+def _read(main: int) -> bytes:
+    try:
+        return os.read(main, 65536)
+    except OSError:  # Linux says so when the other end is closed
+        return b""
+
+
+async def test_a_terminal_gets_a_table_and_colours_unless_told_otherwise(api: Running, seed_file: Path) -> None:
+    await api.upload(seed_file)
+    url = api.services.settings.url
+    table = await in_a_terminal("files", "list", ROSE_URL=url)
+    assert "created" in table.splitlines()[0]
+    assert "\t" not in table
+    problem = await in_a_terminal("files", "get", "file_aaaaaaaaaaaaaaaaaaaa", ROSE_URL=url)
+    assert ESCAPE in problem
+    plain = await in_a_terminal("files", "get", "file_aaaaaaaaaaaaaaaaaaaa", ROSE_URL=url, NO_COLOR="1")
+    assert ESCAPE not in plain
+    assert "No such File object" in plain
+
+
+async def test_the_watch_on_a_terminal_shows_a_bar_with_its_numbers(api: Running, seed_file: Path) -> None:
+    job = await api.job(seed_file)
+    await Trainer(api.services, job.id).run_to_success()
+    shown = await in_a_terminal("finetune", "watch", job.id, ROSE_URL=api.services.settings.url)
+    for fact in ("step 50/50", "epoch 25.00", "loss 0.0200", "tokens/s", "━"):
+        assert fact in shown
+
+
+@pytest.mark.parametrize("command", ["watch", "events"])
+async def test_ctrl_c_detaches_and_says_how_to_come_back(api: Running, seed_file: Path, command: str) -> None:
+    job = await api.job(seed_file)
+    arguments = [sys.executable, "-m", "cli.app", "finetune", command, job.id]
+    environment = {**os.environ, "ROSE_URL": api.services.settings.url, "PYTHONUNBUFFERED": "1"}
+    async with await anyio.open_process(arguments, env=environment, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        with anyio.fail_after(60):
+            assert b"Created fine-tuning job" in await process.stdout.receive()
+            process.send_signal(signal.SIGINT)
+            said = b"".join([piece async for piece in process.stderr])
+            assert await process.wait() == 130
+    assert f"Come back with: rose finetune {command} {job.id}" in said.decode()
+    assert (await api.openai.fine_tuning.jobs.retrieve(job.id)).status == "validating_files"
+
+
+async def test_a_closed_pipe_is_no_error(rose: Rose, api: Running, seed_file: Path) -> None:
+    await api.upload(seed_file)
+    command = f"{sys.executable} -m cli.app files list | true; echo ${{PIPESTATUS[0]}}"
+    variables = {**os.environ, "ROSE_URL": api.services.settings.url}
+    done = await anyio.run_process(["bash", "-c", command], env=variables, stderr=subprocess.PIPE)
+    assert b"Traceback" not in done.stderr
+
+
+async def test_a_prompt_may_come_from_a_pipe(rose: Rose) -> None:
+    done = await rose("chat", "--model", "tiny", text="")
+    assert done.status == 2
+    assert "There is no prompt" in done.err
