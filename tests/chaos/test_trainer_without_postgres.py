@@ -1,4 +1,4 @@
-"""Postgres goes away in the middle of a run: briefly, and nothing is noticed; for long, and the run is taken up anew."""
+"""Postgres goes away within a run: briefly, and nothing is noticed; for long, and the run is taken up anew."""
 
 from __future__ import annotations
 
