@@ -28,12 +28,14 @@ def packed_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     document_lengths: tuple[int, ...] | None = None,
+    document_borders: torch.Tensor | None = None,
     **other: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend causally within each document.
 
     Shapes: query [1, heads, T, D], key and value [1, key heads, T, D], result [1, T, heads, D]. `document_lengths`
-    sums to T; without it the row is one document.
+    sums to T and `document_borders` (int32, on the device) is 0 and its running sums; without them the row is one
+    document.
     """
     for name in ("softcap", "s_aux", "position_bias"):
         if other.get(name) is not None:
@@ -43,8 +45,9 @@ def packed_attention(
     lengths = document_lengths or (query.shape[2],)
     varlen = _varlen()
     half = query.dtype in (torch.bfloat16, torch.float16)
-    if varlen is not None and query.is_cuda and half and not dropout and query.shape[-1] == value.shape[-1] <= 256:
-        return varlen(query, key, value, lengths, scaling, sliding_window).unsqueeze(0), None
+    fits = query.is_cuda and half and not dropout and query.shape[-1] == value.shape[-1] <= 256
+    if varlen is not None and fits and document_borders is not None:
+        return varlen(query, key, value, document_borders, max(lengths), scaling, sliding_window).unsqueeze(0), None
     pieces = [
         _one_document(q, k, v, dropout, scaling, sliding_window)
         for q, k, v in zip(
@@ -80,7 +83,9 @@ def _one_document(
     )
 
 
-_Varlen = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, ...], float | None, int | None], torch.Tensor]
+_Varlen = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, float | None, int | None], torch.Tensor
+]
 
 
 @cache
@@ -98,14 +103,13 @@ def _varlen() -> _Varlen | None:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        lengths: tuple[int, ...],
+        borders: torch.Tensor,
+        longest: int,
         scaling: float | None,
         window: int | None,
     ) -> torch.Tensor:
-        # [1, heads, T, D] -> [T, heads, D]; the borders are 0, l1, l1+l2, …
+        # [1, heads, T, D] -> [T, heads, D]
         q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
-        borders = torch.tensor((0, *lengths), dtype=torch.int32, device=query.device).cumsum(0, dtype=torch.int32)
-        longest = max(lengths)
         back = -1 if window is None else window - 1
         result = varlen_attn(
             q,

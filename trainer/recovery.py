@@ -1,13 +1,13 @@
 """Recovery points: the whole state of a run on disk, so that a later attempt goes on exactly where it was.
 
 A point is a folder: state.json, weights, Adam's moments, random states and, once an evaluation was the best so far, the
-best weights; safetensors and JSON only, nothing that executes. It is no model and never served.
+best weights; safetensors and JSON only, nothing that executes. It is no model and never served. The supervisor deletes
+older points, since it knows which ones the job's events name.
 """
 
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,6 @@ WEIGHTS_FILE = "weights.safetensors"
 MOMENTS_FILE = "moments.safetensors"
 BEST_FILE = "best.safetensors"
 RANDOM_FILE = "random.safetensors"
-
-KEPT = 2
-COMMIT_SECONDS = 15.0
-"""On top of the time after which a child without its supervisor has left: a point older than both was either named by
-an event, or nothing of this run counts any more."""
-MAX_WAITING = 40
-MAX_WAITING_BYTES = 2 << 30
-"""Points that may wait for their events, by number and size; see `has_room`."""
 
 
 class RunState(msgspec.Struct, kw_only=True):
@@ -98,7 +90,6 @@ class Recovery:
         plan: str,
         hardware: Hardware,
         known: Sequence[RecoveryPoint],
-        abandon_seconds: float,
         min_free_bytes: int,
     ) -> None:
         self._blobs = blobs
@@ -106,11 +97,8 @@ class Recovery:
         self._owner = owner
         self._plan = plan
         self._hardware = hardware
-        self._settle_seconds = abandon_seconds + COMMIT_SECONDS
         self._min_free_bytes = min_free_bytes
         self._known = known
-        # Newest last: (path, time it was made, size). Points of earlier attempts are named by events already.
-        self._kept = [(point.artifact.path, float("-inf"), point.artifact.bytes) for point in reversed(known)]
         self.last_step = 0
         """Step of the newest point that this run made or began from."""
 
@@ -167,12 +155,6 @@ class Recovery:
         differences = [f"{k} {v} -> {now[k]}" for k, v in stored.environment.items() if now.get(k) != v]
         return stored.state, best, ", ".join(differences) or None
 
-    @property
-    def has_room(self) -> bool:
-        """False while so many points wait for their events that another one would only fill the disk."""
-        waiting = [size for index, (_, _, size) in enumerate(self._kept) if not self._is_settled(index)]
-        return len(waiting) < MAX_WAITING and (len(waiting) < KEPT or sum(waiting) < MAX_WAITING_BYTES)
-
     def write(
         self,
         state: RunState,
@@ -215,21 +197,15 @@ class Recovery:
             min_free_bytes=self._min_free_bytes,
         )
         self.last_step = state.step
-        self._kept = [entry for entry in self._kept if entry[0] != artifact.path]
-        self._kept.append((artifact.path, time.monotonic(), artifact.bytes))
         return artifact
 
-    def prune(self) -> None:
-        """Delete all points but the newest two whose events are surely written, and those after them."""
-        settled = [index for index in range(len(self._kept)) if self._is_settled(index)]
-        if len(settled) <= KEPT:
-            return
-        for path, _, _ in self._kept[: settled[-KEPT]]:
-            self._blobs.delete(path)
-        self._kept = self._kept[settled[-KEPT] :]
-
-    def _is_settled(self, index: int) -> bool:
-        return time.monotonic() - self._kept[index][1] > self._settle_seconds
+    def sweep(self, job_id: str) -> None:
+        """Delete what former attempts wrote and no event names: they ended before it was said."""
+        named = {point.artifact.path for point in self._known}
+        for folder in self._blobs.root.glob(f"jobs/{job_id}/e*/recovery/*"):
+            relative = folder.relative_to(self._blobs.root).as_posix()
+            if relative not in named:
+                self._blobs.delete(relative)
 
     def _read(self, folder: Path) -> _Stored:
         return msgspec.json.decode((folder / STATE_FILE).read_bytes(), type=_Stored)

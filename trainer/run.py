@@ -150,7 +150,6 @@ class Run:
             plan=plan_hash(self.training, validation, self.hyperparameters, spec.method, spec.base.fingerprint, parent),
             hardware=self.hardware,
             known=spec.recovery_points,
-            abandon_seconds=spec.abandon_seconds,
             min_free_bytes=spec.min_free_bytes,
         )
         log.info(
@@ -193,6 +192,7 @@ class Run:
 
     def resume(self) -> None:
         """Go on from the newest usable recovery point, if there is one."""
+        self.recovery.sweep(self.spec.job_id)
         point, rejected = self.recovery.newest()
         if point is not None:
             state, self.best, difference = self.recovery.restore(
@@ -296,8 +296,6 @@ class Run:
 
     def is_point_due(self, ends_epoch: bool) -> bool:
         """Tell whether a recovery point is made now: at an epoch's end and after the interval in seconds or steps."""
-        if not self.recovery.has_room:
-            return False
         steps = self.spec.recovery_steps
         return (
             ends_epoch
@@ -320,7 +318,6 @@ class Run:
             self.channel.report(
                 RecoveryPointMade(step=self.state.step, artifact=artifact, trained_tokens=self.state.trained_tokens)
             )
-            self.recovery.prune()
 
     def save_checkpoint(self, metrics: StepMetrics | None) -> None:
         """Write the usable model of an epoch. Raises: NoSpace."""

@@ -6,6 +6,7 @@ these are packed into micro-batches. Labels come from the rendered spans and wei
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,12 @@ class MicroBatch(NamedTuple):
     """[R] fp32."""
     lengths: tuple[int, ...]
     """Tokens of each document; they sum to T."""
+    borders: torch.Tensor
+    """[documents + 1] int32: 0 and the running sums of the lengths."""
+
+    def options(self, forward: Forward) -> dict[str, Any]:
+        """Return what packed attention needs besides the tokens."""
+        return {"document_lengths": self.lengths, "document_borders": self.borders} if forward.packed else {}
 
 
 class Forward(NamedTuple):
@@ -90,20 +97,21 @@ def assemble(documents: Sequence[Document], device: torch.device) -> MicroBatch:
     all_ids = torch.tensor(ids, dtype=torch.int64)
     all_weights = torch.tensor(weights, dtype=torch.float32)
     labels = all_weights.nonzero().squeeze(1)
+    lengths = tuple(len(document) for document in documents)
     return MicroBatch(
         ids=all_ids[None].to(device),
         positions=torch.tensor(positions, dtype=torch.int64)[None].to(device),
         rows=(labels - 1).to(device),
         targets=all_ids[labels].to(device),
         weights=all_weights[labels].to(device),
-        lengths=tuple(len(document) for document in documents),
+        lengths=lengths,
+        borders=torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device),
     )
 
 
 def loss(model: Any, batch: MicroBatch, forward: Forward) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (sum of weight x cross-entropy with gradients, sum of weight where the likeliest token was right)."""
-    options: dict[str, Any] = {"document_lengths": batch.lengths} if forward.packed else {}
-    inputs = {"input_ids": batch.ids, "position_ids": batch.positions, "use_cache": False, **options}
+    inputs = {"input_ids": batch.ids, "position_ids": batch.positions, "use_cache": False, **batch.options(forward)}
     if forward.own_head:
         states = model.get_decoder()(**inputs).last_hidden_state[0]  # [T, D]
         return label_cross_entropy(states[batch.rows], model.get_output_embeddings(), batch.targets, batch.weights)
@@ -180,7 +188,7 @@ def _cut(document: Document, tokens: int = 256) -> Document:
 
 
 def _states(model: Any, batch: MicroBatch, *, packed: bool) -> torch.Tensor:
-    options: dict[str, Any] = {"document_lengths": batch.lengths} if packed else {}
+    options = batch.options(Forward(packed=packed, own_head=True))
     result = model.get_decoder()(input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **options)
     return result.last_hidden_state[0]
 
