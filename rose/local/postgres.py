@@ -183,6 +183,9 @@ class Postgres:
                     if not place.is_symlink():
                         place.chmod(place.stat().st_mode | (0o555 if place.is_dir() else 0o444))
                 unfinished.rename(target)
+            for older in self.data_dir.glob("postgres-binaries-*"):
+                if older != target:
+                    shutil.rmtree(older)
             logger.info("copied Postgres's binaries to %s, where %s can reach them", target, owner.name)
         self.bin = target / self.bin.relative_to(source)
 

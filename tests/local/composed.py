@@ -154,15 +154,18 @@ class Composed:
                 raise AssertionError(f"not ready: {found}; ended: {ended}\n{logs}")
             time.sleep(0.05)  # another process's state: nothing here can be waited on
 
-    def stop(self) -> dict[str, int]:
-        """Stop everything, as `docker compose down` does, in reverse order; return the exit statuses."""
-        statuses: dict[str, int] = {}
-        for name, process in reversed(self.processes.items()):
-            process.send_signal(signal.SIGINT if name == "postgres" else signal.SIGTERM)
-            try:
-                statuses[name] = process.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                statuses[name] = process.wait()
-        self.processes.clear()
-        return statuses
+    def stop(self, name: str) -> int:
+        """Stop one service, as `docker compose stop` does; return its exit status."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGINT if name == "postgres" else signal.SIGTERM)
+        try:
+            return process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    def stop_all(self) -> dict[str, int]:
+        """Stop everything in reverse order, Postgres last; return the exit statuses."""
+        servers = [name for name in ("nats", "postgres") if name in self.processes]
+        others = [name for name in reversed(self.processes) if name not in servers]
+        return {name: self.stop(name) for name in (*others, *servers)}

@@ -143,3 +143,10 @@ def test_a_stop_signal_ends_open_event_streams_at_once(given: Settings, tmp_path
         assert running.wait(timeout=60) == 0
     assert "data: [DONE]" not in rest, "the job has not ended, so a client comes back"
     assert "timeout graceful shutdown exceeded" not in (given.data_dir / "api.log").read_text()
+
+
+def test_on_windows_it_points_to_wsl() -> None:
+    code = "import sys; sys.platform = 'win32'; import rose.local"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "On Windows use WSL" in done.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ import pytest
 import yaml
 
 from rose.bus import Bus, BusRefused, BusUnavailable
+from rose.log import read
+from rose.log.pool import open_pool
 from rose.subjects import STREAM, Message
 from tests import services
 from tests.acceptance.seed import MODEL, Workflow, training_data
+from tests.eventually import eventually
 from tests.local.composed import COMPOSE, Composed, interpolated
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -33,6 +36,10 @@ class WorkflowWithKey(Workflow):
         """Run a command of the page; curl gets the key that the SDKs and the CLI take from OPENAI_API_KEY."""
         with_key = command.replace("curl ", f'curl -H "Authorization: Bearer {KEY}" ')
         return super().run(with_key, status=status)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    anyio.run(eventually, condition)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +58,7 @@ def composed(fixture_base: Path) -> Iterator[Composed]:
             running.wait_until_ready(trainers=2, engines=1)
             yield running
         finally:
-            statuses = running.stop()
+            statuses = running.stop_all()
         assert set(statuses.values()) == {0}, statuses
 
 
@@ -111,3 +118,32 @@ def test_only_the_relay_may_publish_and_a_reader_may_follow(composed: Composed) 
                 await first.ack()
 
     anyio.run(try_both)
+
+
+def test_everything_goes_on_without_nats_and_the_relay_catches_up(composed: Composed, tmp_path: Path) -> None:
+    composed.stop("nats")
+    workflow = WorkflowWithKey(tmp_path, composed.url, {**os.environ, "OPENAI_API_KEY": KEY})
+    wait_until(lambda: composed.ready().get("nats") == "away")
+    assert composed.ready()["status"] == "degraded"
+    workflow.rose("finetune", "create", "training_data.jsonl", "--model", "qwen-coder", "--epochs", "2")
+    assert "successfully completed" in workflow.rose("finetune", "events", "last")
+    composed.start("nats")
+    relay = composed.environment("projections")["ROSE_NATS_URL"]
+    database = composed.environment("api")["ROSE_DATABASE_URL"]
+
+    async def caught_up() -> None:
+        pool = await open_pool(database, min_size=1, max_size=1)
+        try:
+            async with Bus(relay) as bus:
+                assert await bus.wait_connected(60)
+
+                async def level() -> bool:
+                    facts = await bus.stream(STREAM)
+                    return facts is not None and facts.last_sequence == await read.head(pool)
+
+                await eventually(level)
+        finally:
+            await pool.close()
+
+    anyio.run(caught_up)
+    wait_until(lambda: composed.ready().get("status") == "ready")

@@ -171,10 +171,12 @@ def test_binaries_that_the_account_cannot_reach_are_copied(
     site.chmod(0o700)
     closed = site / postgres.PACKAGE / real.parent.name / "bin"
     monkeypatch.setattr(postgres, "packaged_binaries", lambda: closed)
+    (private_folder / "postgres-binaries-0.1").mkdir()
     server = Server(Postgres(private_folder))
     try:
         server.start()
         assert server.service.bin.is_relative_to(private_folder)
+        assert len(list(private_folder.glob("postgres-binaries-*"))) == 1, "those of an older version are gone"
         assert psutil.Process(server.process.pid).exe().startswith(str(private_folder))
         assert query(server.service, "select 1") == 1
     finally:
