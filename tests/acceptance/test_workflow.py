@@ -22,9 +22,11 @@ EXAMPLES = [msgspec.json.decode(line)["messages"] for line in training_data().sp
 @pytest.fixture(scope="module")
 def rose(fixture_base: Path) -> Iterator[RoseUp]:
     """A running ROSE whose `qwen-coder` is the test model."""
-    with services.private_folder() as folder:
-        with rose_up(folder, {"ROSE_MODEL_ALIASES": f"qwen-coder={fixture_base}"}) as started:
-            yield started
+    with (
+        services.private_folder() as folder,
+        rose_up(folder, {"ROSE_MODEL_ALIASES": f"qwen-coder={fixture_base}"}) as started,
+    ):
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,8 @@ def followed(rose: RoseUp, tmp_path_factory: pytest.TempPathFactory) -> tuple[Wo
 
 
 def answer(workflow: Workflow, model: str, prompt: str) -> dict[str, Any]:
-    return msgspec.json.decode(workflow.rose("chat", prompt, "--model", model, "--temperature", "0", "--json"))
+    arguments = ("chat", prompt, "--model", model, "--temperature", "0", "--max-tokens", "120", "--json")
+    return msgspec.json.decode(workflow.rose(*arguments))
 
 
 def text(reply: dict[str, Any]) -> str:
