@@ -28,8 +28,10 @@ class Sampler:
                 )
         self._sampling = sampling
         self._random = random.Random(None if seed is None else f"{seed}/{index}")
-        self._bias_ids = list(sampling.logit_bias)
-        self._bias = list(sampling.logit_bias.values())
+        self._bias: tuple[torch.Tensor, torch.Tensor] | None = None
+        """Token ids and what to add, on the device of the logits once these are known."""
+        if sampling.logit_bias:
+            self._bias = torch.tensor(list(sampling.logit_bias)), torch.tensor(list(sampling.logit_bias.values()))
         self._counts: dict[int, int] | None = {} if sampling.frequency_penalty or sampling.presence_penalty else None
 
     def choose(self, logits: torch.Tensor) -> int:
@@ -42,12 +44,12 @@ class Sampler:
 
     def _adjusted(self, logits: torch.Tensor) -> torch.Tensor:
         """Add bias and penalties as OpenAI defines them: logit - count * frequency - (count > 0) * presence."""
-        if not self._bias_ids and not self._counts:
+        if self._bias is None and not self._counts:
             return logits
         scores = logits.clone()
-        if self._bias_ids:
-            ids = torch.tensor(self._bias_ids, device=scores.device)
-            scores[ids] += torch.tensor(self._bias, device=scores.device)
+        if self._bias is not None:
+            ids, bias = self._bias = self._bias[0].to(scores.device), self._bias[1].to(scores.device)
+            scores[ids] += bias
         if self._counts:
             ids = torch.tensor(list(self._counts), device=scores.device)
             counts = torch.tensor(list(self._counts.values()), dtype=scores.dtype, device=scores.device)
