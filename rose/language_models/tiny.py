@@ -40,7 +40,9 @@ Architecture = Literal["qwen3", "qwen2", "llama"]
 VOCABULARY = 1024
 CONTEXT_TOKENS = 2048
 END_OF_TURN = "<|im_end|>"
-_SPECIAL_TOKENS = ("<|im_start|>", END_OF_TURN, "<|pad|>")
+PADDING = "<|endoftext|>"
+"""Qwen2's tokenizer class adds this token where it is missing, behind the end of the embedding."""
+_SPECIAL_TOKENS = ("<|im_start|>", END_OF_TURN, PADDING)
 
 FIXTURE_GAIN = 8.0
 """Weight of the final norm. RMS-normalised states times tied embeddings of std 0.02 bound the logits near 2.5, so that
@@ -106,7 +108,7 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_OF_TURN,
-        pad_token="<|pad|>",
+        pad_token=PADDING,
         additional_special_tokens=["<|im_start|>"],
         model_max_length=CONTEXT_TOKENS,
         clean_up_tokenization_spaces=False,
@@ -129,7 +131,7 @@ def random_model(tokenizer: PreTrainedTokenizerFast, architecture: Architecture,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TURN),
-        pad_token_id=tokenizer.convert_tokens_to_ids("<|pad|>"),
+        pad_token_id=tokenizer.convert_tokens_to_ids(PADDING),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -277,7 +277,7 @@ def test_old_function_calls_are_tool_calls(tokenizer: Any) -> None:
 
 def test_a_beginning_mark_is_never_doubled(fixture_base: Path) -> None:
     tokenizer = load_tokenizer(fixture_base)
-    tokenizer.bos_token = "<|pad|>"
+    tokenizer.bos_token = "<|endoftext|>"
     tokenizer.chat_template = "{{ bos_token + bos_token }}" + tokenizer.chat_template
     (only,) = render_training(tokenizer, chat("user: 1", "assistant: a"), 500).examples
     prompt = render_prompt(tokenizer, [{"role": "user", "content": "1"}])
@@ -295,7 +295,7 @@ def test_any_character_survives_and_is_learned(tokenizer: Any) -> None:
 def test_the_end_of_a_turn_is_known(tokenizer: Any) -> None:
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert end_of_turn_ids(tokenizer) == {end}
-    tokenizer.eos_token = "<|pad|>"
+    tokenizer.eos_token = "<|endoftext|>"
     assert end_of_turn_ids(tokenizer) == {end, tokenizer.eos_token_id}
     tokenizer.chat_template = ENDLESS
     assert end_of_turn_ids(tokenizer) == {tokenizer.eos_token_id}
