@@ -16,6 +16,7 @@ import pytest
 
 from rose.domain.catalogue import Event
 from rose.domain.job_events import (
+    FilesValidated,
     JobSucceeded,
     LeaseExpired,
     RecoveryPointSaved,
@@ -24,7 +25,7 @@ from rose.domain.job_events import (
     RunStarted,
 )
 from tests.eventually import eventually
-from tests.trainers import House, child_of
+from tests.trainers import House, child_of, jsonl
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -206,3 +207,23 @@ async def test_a_child_that_always_dies_fails_the_job_with_reason_and_log(house:
     assert "SIGKILL" in state.error.message
     assert state.error.log is not None
     assert f"{job_id}-e{state.epoch}.log" in state.error.log
+
+
+async def test_a_validation_that_is_killed_is_done_again(house: House) -> None:
+    content = jsonl() * 500  # long enough that the child can be caught
+    async with house.trainer():
+        job_id = await house.create(content, n_epochs=1, batch_size=256)
+        child = await eventually(lambda: child_of(job_id, 1, "trainer.validate"), 60)
+        assert child is not None
+        child.send_signal(signal.SIGKILL)
+
+        async def validated() -> bool:
+            return (await house.state(job_id)).hyperparameters is not None
+
+        await house.until(job_id, validated, 120)
+        await house.cancel(job_id)
+    events = await house.events(job_id)
+    released = [event for event in events if isinstance(event, RunReleased)]
+    assert released[0].kind == "validation"
+    assert released[0].reason == "crashed"
+    assert sum(isinstance(event, FilesValidated) for event in events) == 1
