@@ -77,7 +77,7 @@ async def empty_database_dsn(anyio_backend: str, postgres_dsn: str) -> AsyncIter
 async def database_dsn(anyio_backend: str, postgres_dsn: str, template_database: str) -> AsyncIterator[str]:
     """Address of a fresh, migrated database."""
     name = f"rose_test_{secrets.token_hex(6)}"
-    await _execute(postgres_dsn, f"create database {name} template {template_database} strategy file_copy")
+    await _execute(postgres_dsn, f"create database {name} template {template_database} strategy wal_log")
     yield _with_database(postgres_dsn, name)
     await _execute(postgres_dsn, f"drop database {name} with (force)")
 
