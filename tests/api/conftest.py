@@ -100,7 +100,7 @@ async def api(api_settings: Settings, pool: Pool) -> AsyncIterator[Running]:
 async def shared_api(anyio_backend: str, postgres_dsn: str, template_database: str) -> AsyncIterator[Running]:
     """One running API for those tests of a module that change nothing."""
     name = f"rose_shared_{secrets.token_hex(6)}"
-    await _execute(postgres_dsn, f"create database {name} template {template_database} strategy file_copy")
+    await _execute(postgres_dsn, f"create database {name} template {template_database} strategy wal_log")
     with private_folder() as folder:
         settings = load({"ROSE_CONFIG": "/nonexistent"}, data_dir=str(folder), port=free_port())
         pool = await open_pool(_with_database(postgres_dsn, name))
