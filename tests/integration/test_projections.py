@@ -257,6 +257,29 @@ async def test_a_reader_never_sees_less_during_a_rebuild(pool: Pool, monkeypatch
     assert [progress.version for progress in await list_projections(pool) if progress.name == "metrics"] == [4]
 
 
+async def test_a_rebuild_shows_no_less_than_the_version_it_replaces(pool: Pool) -> None:
+    """The old version moves on after the new one has read the end of the log: the switch catches up first."""
+    job = Job(pool)
+    await job.create()
+    await job.steps(1, 5)
+    await catch_up(pool, metrics.VIEW)
+    overtaken = False
+
+    async def apply(connection: AnyConnection, version: int, events: Sequence[Recorded]) -> None:
+        nonlocal overtaken
+        await metrics.apply(connection, version, events)
+        if not overtaken:
+            overtaken = True
+            await job.steps(6, 9)
+            await catch_up(pool, metrics.VIEW)
+
+    await rebuild(pool, "metrics", views=(msgspec.structs.replace(metrics.VIEW, apply=apply),))
+    assert overtaken
+    rows = await pool.fetch("select step from rose.metrics order by step")
+    assert [row["step"] for row in rows] == list(range(1, 10))
+    assert await wait_until(pool, "metrics", await head(pool), timeout_seconds=0)
+
+
 async def test_a_rebuild_clears_what_a_killed_one_has_left(pool: Pool) -> None:
     job = Job(pool)
     await job.create()
