@@ -14,7 +14,6 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from ipaddress import ip_address
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +166,7 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
     from rose.inference.client import EngineClient
     from rose.log.tail import Tailer
 
-    _refuse_open_door(given)
+    ports.refuse_open_door(given)
     listener = ports.listen(given.host, given.port)
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
@@ -206,21 +205,6 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
             tasks.start_soon(announce)
             await server.serve(sockets=[listener])
             tasks.cancel_scope.cancel()
-
-
-def _refuse_open_door(given: settings.Settings) -> None:
-    """Refuse to serve other machines without keys. Raises: InvalidRequest."""
-    try:
-        inside = ip_address(given.host).is_loopback
-    except ValueError:
-        inside = given.host == "localhost"
-    if not inside and not given.api_keys:
-        raise InvalidRequest(
-            f"The API would listen on {given.host}, open to other machines, and no API keys are set.",
-            code="no_api_keys",
-            param="api_keys",
-            hint="Set ROSE_API_KEYS=key1,key2 (clients send one as OPENAI_API_KEY), or listen on 127.0.0.1.",
-        )
 
 
 # --- projections, trainer, inference

@@ -46,7 +46,7 @@ class Child:
         self.process: Process | None = None
         self.restarts = 0
         self.ready = False
-        self.last_code: int | None = None
+        """True once whoever knows how to ask has found that it answers; false again after a crash."""
         self._failure = ""
         self._command = command
         self._environment = environment
@@ -133,7 +133,6 @@ class Child:
             return self._failure
         code = await self.process.wait()
         self.process, self.ready = None, False
-        self.last_code = code
         return f"ended with {_meaning(code)}"
 
     async def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""Whether a port can be listened on, and who has it when not."""
+"""Whether the API may and can listen where the settings say, and who has the port when not."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import shutil
 import socket
 import subprocess
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 
-from rose.errors import Unavailable
+from rose.errors import InvalidRequest, Unavailable
 from rose.local import processes
+from rose.settings import Settings
 
 _LISTEN = "0A"
 
@@ -34,6 +36,21 @@ def listen(host: str, port: int, *, backlog: int = 2048) -> socket.socket:
         listener.close()
         raise _refusal(host, port, error) from None
     return listener
+
+
+def refuse_open_door(settings: Settings) -> None:
+    """Refuse to serve other machines without keys. Raises: InvalidRequest."""
+    try:
+        inside = ip_address(settings.host).is_loopback
+    except ValueError:
+        inside = settings.host == "localhost"
+    if not inside and not settings.api_keys:
+        raise InvalidRequest(
+            f"The API would listen on {settings.host}, open to other machines, and no API keys are set.",
+            code="no_api_keys",
+            param="api_keys",
+            hint="Set ROSE_API_KEYS=key1,key2 (clients send one as OPENAI_API_KEY), or listen on 127.0.0.1.",
+        )
 
 
 def _refusal(host: str, port: int, error: OSError) -> Unavailable:

@@ -12,7 +12,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 
 import anyio
@@ -27,7 +28,7 @@ from rose.local.child import Child
 from rose.local.nats import Nats
 from rose.local.postgres import Postgres, make_private
 from rose.log.migrate import migrate
-from rose.log.pool import open_pool
+from rose.log.pool import Pool, open_pool
 from rose.settings import Settings, to_environment
 
 SERVICES = ("projections", "api", "trainer", "inference")
@@ -35,7 +36,10 @@ NEEDS_TORCH = ("trainer", "inference")
 SERVER_SECONDS = 60.0
 """How long Postgres (crash recovery included) and NATS may take to answer."""
 READY_SECONDS = 120.0
+HOPELESS_STARTS = 3
+"""A process that ended so often before everything was ready will not start at all."""
 PROBE_SECONDS = 0.05
+LOOK_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +105,8 @@ class Supervisor:
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._ready = False
         self._killed = False
+        self._probes: dict[str, Callable[[], bool]] = {}
+        self._stack = AsyncExitStack()
 
     async def run(self) -> None:
         """Start everything, wait for a signal, end everything.
@@ -119,6 +125,7 @@ class Supervisor:
                 failure = error
             finally:
                 with anyio.CancelScope(shield=True):
+                    await self._stack.aclose()
                     await self._end()
             tasks.cancel_scope.cancel()
         if failure is not None:
@@ -151,6 +158,7 @@ class Supervisor:
 
     async def _start(self, tasks: anyio.abc.TaskGroup) -> None:
         self._write_state()
+        ports.refuse_open_door(self.settings)
         ports.listen(self.settings.host, self.settings.port).close()
         settings = await self._start_servers(tasks)
         assert settings.database_url is not None
@@ -167,30 +175,33 @@ class Supervisor:
                 self._on_line(f"No {kind}: torch is not installed. Install it with: pip install 'rose[trainer]'")
                 continue
             await self._start_service(kind, environment, tasks)
-        await self._wait_for_services(settings)
+        pool = await self._stack.enter_async_context(_pool(settings))
+        await self._wait_for_services(pool)
+        tasks.start_soon(self._keep_looking, pool)
 
     async def _start_servers(self, tasks: anyio.abc.TaskGroup) -> Settings:
         """Start the embedded servers that are not given by URL; return the settings with their addresses."""
         settings = self.settings
-        servers: list[tuple[Child, Callable[[], bool]]] = []
+        servers: list[Child] = []
         if settings.database_url is None:
             postgres = await anyio.to_thread.run_sync(Postgres, settings.data_dir)
-            servers.append((self._server("postgres", postgres), postgres.answers))
+            servers.append(self._server("postgres", postgres))
             settings = msgspec.structs.replace(settings, database_url=postgres.dsn())
         nats: Nats | None = None
         if settings.nats_url is None:
             nats = Nats(settings.data_dir)
-            servers.append((self._server("nats", nats), nats.answers))
-        for child, _ in servers:
+            servers.append(self._server("nats", nats))
+        for child in servers:
             await self._launch(child, tasks)
-        for child, answers in servers:
-            await self._wait_for_server(child, answers)
+        for child in servers:
+            await self._wait_for_server(child)
         if nats is not None:
             settings = msgspec.structs.replace(settings, nats_url=nats.url, nats_token=nats.token)
         return settings
 
     def _server(self, kind: str, service: Postgres | Nats) -> Child:
         gently = signal.SIGINT if kind == "postgres" else signal.SIGTERM
+        self._probes[kind] = service.answers
         return Child(
             kind,
             service.command,
@@ -227,9 +238,9 @@ class Supervisor:
         self._write_state()
         await anyio.lowlevel.checkpoint()
 
-    async def _wait_for_server(self, child: Child, answers: Callable[[], bool]) -> None:
+    async def _wait_for_server(self, child: Child) -> None:
         with anyio.move_on_after(SERVER_SECONDS):
-            while not await anyio.to_thread.run_sync(answers):
+            while not await anyio.to_thread.run_sync(self._probes[child.kind]):
                 if child.restarts:
                     break
                 await anyio.sleep(PROBE_SECONDS)
@@ -243,29 +254,43 @@ class Supervisor:
             hint=f"The whole log: {child.log}",
         )
 
-    async def _wait_for_services(self, settings: Settings) -> None:
+    async def _wait_for_services(self, pool: Pool) -> None:
         """Wait until every process has announced itself in the table `workers`, or say which one does not."""
-        pool = await open_pool(settings, min_size=1, max_size=1)
-        try:
-            with anyio.move_on_after(READY_SECONDS):
-                while True:
-                    announced = {worker.pid for worker in await leases.workers(pool)}
-                    for child in self._services():
-                        if not child.ready and child.pid in announced:
-                            child.ready = True
-                            self._write_state()
-                    if all(child.ready for child in self._services()):
-                        return
-                    await anyio.sleep(PROBE_SECONDS)
-        finally:
-            await pool.close()
+        started = anyio.current_time()
+        with anyio.move_on_after(READY_SECONDS):
+            while all(child.restarts < HOPELESS_STARTS for child in self._services()):
+                await self._look_who_is_ready(pool)
+                if all(child.ready for child in self._services()):
+                    return
+                await anyio.sleep(PROBE_SECONDS)
         late = [child for child in self._services() if not child.ready]
         shown = "\n".join(f"{child.kind} ({child.log}):\n{logs.last_lines(child.log, 10)}" for child in late)
         raise Unavailable(
-            f"Not ready after {READY_SECONDS:.0f} s: {', '.join(child.kind for child in late)}.\n{shown}",
+            f"Not ready after {anyio.current_time() - started:.0f} s: "
+            f"{', '.join(child.kind for child in late)}.\n{shown}",
             code="not_ready",
             hint="The logs say why.",
         )
+
+    async def _look_who_is_ready(self, pool: Pool) -> None:
+        announced = {worker.pid for worker in await leases.workers(pool)}
+        for child in self.children:
+            answers = self._probes.get(child.kind)
+            ready = await anyio.to_thread.run_sync(answers) if answers else child.pid in announced
+            if ready and child.pid is not None and not child.ready:
+                child.ready = True
+                self._write_state()
+
+    async def _keep_looking(self, pool: Pool) -> None:
+        """Notice when what has crashed answers again."""
+        while True:
+            await anyio.sleep(LOOK_SECONDS)
+            if all(child.ready for child in self.children):
+                continue
+            try:
+                await self._look_who_is_ready(pool)
+            except Unavailable as error:
+                logger.warning("%s", error.message)
 
     def _services(self) -> list[Child]:
         return [child for child in self.children if child.kind in SERVICES]
@@ -297,6 +322,15 @@ class Supervisor:
                 processes=tuple(child.shown() for child in self.children),
             ),
         )
+
+
+@asynccontextmanager
+async def _pool(settings: Settings) -> AsyncGenerator[Pool]:
+    pool = await open_pool(settings, min_size=1, max_size=1)
+    try:
+        yield pool
+    finally:
+        pool.terminate()  # nothing is in progress on it that matters
 
 
 def child_environment(settings: Settings) -> dict[str, str]:

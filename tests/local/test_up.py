@@ -87,7 +87,9 @@ def test_everything_that_crashes_comes_back(up: RoseUp) -> None:
 
     def all_new() -> bool:
         now = up.running().processes
-        return all(one.pid not in (None, before[one.kind]) and one.restarts >= 1 for one in now)
+        return all(
+            one.pid not in (None, before[one.kind]) and one.restarts >= 1 and one.state == "running" for one in now
+        )
 
     wait_until(all_new)
     assert state.connection(up.settings).nats_url == nats_url, "clients come back to the address they know"
@@ -145,6 +147,22 @@ def test_a_taken_port_is_a_sentence_and_leaves_nothing(private_folder: Path) -> 
             assert f"Port {port} on 127.0.0.1 cannot be used" in refused.stderr
             assert f"rose up --port {port + 1}" in refused.stderr
     assert state.status(up.settings) is None
+
+
+def test_a_process_that_cannot_start_is_shown_with_its_reason(private_folder: Path) -> None:
+    up = RoseUp(private_folder, {"ROSE_INFERENCE_HOST": "0.0.0.0"})  # without a token, which the engine refuses
+    refused = up.rose("up")
+    assert refused.returncode == 7
+    assert "inference" in refused.stderr
+    assert "ROSE_INFERENCE_TOKEN" in refused.stderr
+    assert state.status(up.settings) is None
+
+
+def test_an_open_door_is_refused_before_anything_starts(private_folder: Path) -> None:
+    refused = RoseUp(private_folder, {"ROSE_HOST": "0.0.0.0"}).rose("up")
+    assert refused.returncode == 2
+    assert "ROSE_API_KEYS" in refused.stderr
+    assert not (private_folder / "postgres").exists()
 
 
 def test_given_services_are_used_and_nothing_is_embedded(
