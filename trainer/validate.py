@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         channel.report(validate(spec))
     except RoseError as error:
-        channel.report(failed(error))
+        channel.report(failed(error, param="model" if isinstance(error, ModelNotAvailable) else None))
     return 0
 
 

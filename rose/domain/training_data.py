@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-MAX_LINE_BYTES = 64 << 20
+MAX_LINE_BYTES = 16 << 20
 """Longest line that is read; a conversation of this size fits no model."""
 
 _SKIPPED_BYTES = 1 << 20
@@ -76,7 +76,7 @@ def read_examples(lines: Iterable[bytes]) -> Iterator[ChatExample | Problem]:
     for line, raw in enumerate(_bounded(lines), start=1):
         if line == 1:
             raw = raw.removeprefix(_BOM)
-        if not raw.strip():
+        if not raw or raw.isspace():
             continue
         number += 1
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rose.domain.training_data import ChatExample, Problem, read_examples
+from rose.domain.training_data import MAX_LINE_BYTES, ChatExample, Problem, read_examples
 
 USER = {"role": "user", "content": "What is 2+2?"}
 ASSISTANT = {"role": "assistant", "content": "4"}
@@ -137,3 +139,26 @@ def test_any_json_gives_an_example_or_a_problem(value: Any) -> None:
     for raw in (msgspec.json.encode(value), msgspec.json.encode({"messages": value})):
         for found in read_examples([raw]):
             assert isinstance(found, (ChatExample, Problem))
+
+
+def test_memory_is_bounded_whatever_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    with path.open("wb") as file:
+        for _ in range(200):
+            file.write(b"x" * (1 << 20))
+        file.write(b"\n" + line(USER, ASSISTANT))
+    tracemalloc.start()
+    try:
+        with path.open("rb") as file:
+            too_long, good = read_examples(file)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert isinstance(too_long, Problem)
+    assert too_long.text.startswith("the line has more than 16 MB")
+    assert (good.line, type(good)) == (2, ChatExample)
+    assert peak < 5 * MAX_LINE_BYTES
+
+
+def test_a_line_of_ten_megabytes_is_read() -> None:
+    assert len(example(line({**USER, "content": "x" * (10 << 20)}, ASSISTANT)).messages[0]["content"]) == 10 << 20
