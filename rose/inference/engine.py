@@ -118,14 +118,19 @@ class TorchEngine:
     # --- the engine's thread
 
     def _run(self) -> None:
-        with torch.inference_mode():
-            while not self._stopping:
-                self._take_orders()
-                self._arrange()
-                self._move_all()
+        ending = _stopping()
+        try:
+            with torch.inference_mode():
+                while not self._stopping:
+                    self._take_orders()
+                    self._arrange()
+                    self._move_all()
+        except Exception as error:  # the thread's boundary: without it requests would wait for ever
+            ending = _as_rose_error(error)
+            self._stopping = True
         for decoding in [*self._active, *self._deadlines]:
-            self._close(decoding, _stopping())
-        self._take_late_orders()
+            self._close(decoding, ending)
+        self._refuse_late_orders()
 
     def _take_orders(self) -> None:
         """Take in all that was ordered; wait for it when there is nothing else to do."""
@@ -140,7 +145,7 @@ class TorchEngine:
         except queue.Empty:
             return
 
-    def _take_late_orders(self) -> None:
+    def _refuse_late_orders(self) -> None:
         """Refuse what was submitted while the engine stopped."""
         with contextlib.suppress(queue.Empty):
             while True:

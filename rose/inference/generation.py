@@ -127,5 +127,5 @@ class Engine(Protocol):
         ...
 
     def join(self, timeout_seconds: float) -> bool:
-        """Wait for the engine's thread after `stop`; return whether it has ended."""
+        """Wait for the engine's thread; return whether it has ended, by `stop` or by an error of its own."""
         ...

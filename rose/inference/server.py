@@ -49,6 +49,8 @@ MAX_BODY_BYTES = 32 << 20
 SILENCE_SECONDS = 600.0
 """Longest wait for the engine's next piece; a device that hangs must not hold a connection for ever."""
 ANNOUNCE_SECONDS = 3.0
+THREAD_CHECK_SECONDS = 1.0
+"""How soon a process whose engine has died ends too, so that its supervisor starts another."""
 STOP_SECONDS = 10.0
 """How long the engine's thread may take for its last step."""
 
@@ -81,8 +83,12 @@ async def _run(settings: Settings, loader: Loader, listener: socket.socket, pool
         url = _public_url(settings.inference_host, listener.getsockname()[1])
         logger.info("the inference engine answers at %s on %s", url, loader.device)
         async with _announced(pool, engine, url), http_server(EngineApp(engine, settings.inference_token), listener):
-            await stop.wait()
+            while not stop.is_set() and not engine.join(0):
+                with anyio.move_on_after(THREAD_CHECK_SECONDS):
+                    await stop.wait()
             engine.stop()
+        if not stop.is_set():
+            raise RoseError("The engine's thread has ended by itself; its log says why.", code="engine_error")
     finally:
         engine.stop()
         with anyio.CancelScope(shield=True):
@@ -177,6 +183,7 @@ async def http_server(
         access_log=False,
         server_header=False,
         lifespan="off",
+        ws="none",
         timeout_keep_alive=75,
         timeout_graceful_shutdown=3,
     )

@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from peft import PeftModel
@@ -15,7 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rose.inference.engine import TorchEngine
 from rose.inference.generation import Done, Failed, Piece, Text
-from tests.inference.asking import QUESTION, Listener, World, ask, refusal, reply
+from rose.language_models.locate import describe
+from rose.language_models.tiny import build_fixture
+from tests.inference.asking import QUESTION, Listener, World, ask, make_adapter, refusal, reply
 
 # PEFT 0.21 asks transformers 5.23 by an older name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -72,6 +76,19 @@ def test_requests_for_two_adapters_and_the_base_at_once_answer_as_each_alone(eng
     alone = [reply(engine, request).text() for request in asked]
     together = [Listener(engine, request) for request in asked]
     assert [listener.all().text() for listener in together] == alone
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama"])
+def test_other_architectures_answer_as_transformers_generates(
+    start_engine: Callable[..., TorchEngine], world: World, tmp_path: Path, architecture: Any
+) -> None:
+    folder = build_fixture(tmp_path / architecture, architecture)
+    base = describe(folder, source=str(folder), revision=None).base_model()
+    other = msgspec.structs.replace(world, folder=folder, base=base)
+    red = make_adapter(folder, world.blobs, base, seed=len(architecture) + 20)
+    engine = start_engine()
+    assert reply(engine, ask(other.target())).text() == judged(other)
+    assert reply(engine, ask(other.target(red))).text() == judged(other, red)
 
 
 def test_a_full_model_answers_by_itself(engine: TorchEngine, world: World) -> None:
@@ -171,12 +188,16 @@ def test_the_end_of_turn_token_ends_an_answer_and_is_not_shown(engine: TorchEngi
     assert answer.logprobs() == []
 
 
-def test_a_banned_token_is_not_made(engine: TorchEngine, world: World) -> None:
+def test_a_banned_token_is_not_made_and_a_forced_one_is(engine: TorchEngine, world: World) -> None:
     tokenizer = AutoTokenizer.from_pretrained(world.folder)
-    first = reply(engine, ask(world.target(), max_tokens=1, logprobs=True)).logprobs()[0]
-    (token_id,) = tokenizer.encode(first.token)
-    other = reply(engine, ask(world.target(), max_tokens=1, logprobs=True, logit_bias={str(token_id): -100}))
-    assert other.logprobs()[0].token != first.token
+    (word,) = tokenizer.encode("a")
+    assert reply(engine, ask(world.target(), max_tokens=3, logit_bias={str(word): 100})).text() == "aaa"
+    everything_else = {str(token_id): -100 for token_id in range(len(tokenizer)) if token_id != word}
+    assert reply(engine, ask(world.target(), max_tokens=3, logit_bias=everything_else)).text() == "aaa"
+    assert (
+        "a"
+        not in reply(engine, ask(world.target(), max_tokens=60, temperature=2, logit_bias={str(word): -100})).texts()
+    )
 
 
 def test_penalties_make_a_repeating_answer_vary(engine: TorchEngine, world: World) -> None:

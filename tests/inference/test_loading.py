@@ -283,6 +283,22 @@ def test_a_request_that_fails_does_not_end_the_engine(
     assert reply(engine, ask(world.target())).text()
 
 
+def test_an_error_in_the_engine_itself_reaches_every_request_and_ends_it(
+    start_engine: Start, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = start_engine()
+    listener = Listener(engine, ask(world.target(), max_tokens=2000))
+    assert isinstance(listener.next(), Accepted)
+    monkeypatch.setattr(engine, "_drop_idle", lambda: 1 / 0)
+    with pytest.raises(RoseError) as ended:
+        listener.all()
+    assert ended.value.code == "engine_error"
+    assert engine.join(30)
+    assert "ZeroDivisionError" in caplog.text
+    with pytest.raises(EngineBusy):
+        engine.submit(ask(world.target()), lambda piece: None)
+
+
 def wait_until_free(engine: TorchEngine) -> None:
     """Wait until the engine has no request. Raises: AssertionError after a minute."""
     until(lambda: engine.status().active_requests == 0)

@@ -10,9 +10,10 @@ import msgspec
 import pytest
 
 from rose import leases
-from rose.errors import InvalidRequest
+from rose.errors import InvalidRequest, RoseError
+from rose.inference import server
 from rose.inference.client import EngineClient
-from rose.inference.server import serve
+from rose.inference.engine import TorchEngine
 from rose.log.pool import Pool
 from rose.settings import Settings
 from tests.eventually import eventually
@@ -35,7 +36,7 @@ async def test_an_engine_announces_itself_answers_and_ends_its_streams_at_once(
     stop = anyio.Event()
     asked: dict[str, Any] = {"messages": QUESTION, "rose": msgspec.to_builtins(world.target(world.red))}
     async with EngineClient(token="secret") as client, anyio.create_task_group() as tasks:
-        tasks.start_soon(serve, given, stop)
+        tasks.start_soon(server.serve, given, stop)
         workers = await eventually(lambda: leases.workers(pool, "inference"))
         url = client.choose(workers)
         assert url.startswith("http://127.0.0.1:")
@@ -58,8 +59,21 @@ async def test_an_engine_announces_itself_answers_and_ends_its_streams_at_once(
     assert await leases.workers(pool, "inference") == []
 
 
+async def test_a_process_whose_engine_died_ends(
+    database_dsn: str, settings: Callable[..., Settings], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class DyingEngine(TorchEngine):
+        def _drop_idle(self) -> None:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(server, "TorchEngine", DyingEngine)
+    given = settings(database_url=database_dsn, blob_dir=world.blobs.root, inference_threads=1, device="cpu")
+    with pytest.raises(RoseError, match="ended by itself"), anyio.fail_after(60):
+        await server.serve(given, anyio.Event())
+
+
 async def test_an_open_door_is_refused(settings: Callable[..., Settings]) -> None:
     given = settings(database_url="postgresql:///nowhere", inference_host="0.0.0.0")
     with pytest.raises(InvalidRequest, match="without a token") as refused:
-        await serve(given, anyio.Event())
+        await server.serve(given, anyio.Event())
     assert refused.value.param == "inference_token"
