@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-BENCHMARKS = ("append", "relay", "inference")
+BENCHMARKS = ("append", "relay", "streams", "claim", "start", "inference", "train")
 
 
 def main() -> None:
