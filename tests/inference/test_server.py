@@ -15,6 +15,7 @@ import httpx2
 import msgspec
 import openai
 import pytest
+from anyio.abc import SocketAttribute, SocketStream
 
 from rose.errors import InvalidRequest, NotFound, Unavailable
 from rose.inference.client import EngineClient
@@ -270,6 +271,29 @@ async def test_an_engine_that_is_gone_is_unavailable(client: EngineClient, world
     with pytest.raises(Unavailable):
         async with client.stream(url, body(world.target(), stream=True)):
             raise AssertionError("there is nobody")
+
+
+async def test_an_engine_that_dies_in_mid_stream_is_unavailable(client: EngineClient, world: World) -> None:
+    async def die(stream: SocketStream) -> None:
+        async with stream:
+            await stream.receive()
+            head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+            await stream.send(head + b"b\r\ndata: {}\n\n\n\r\n")
+
+    received: list[str] = []
+
+    async def read(url: str) -> None:
+        async with client.stream(url, body(world.target(), stream=True)) as lines:
+            async for line in lines:
+                received.append(line)
+
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, die)
+        port = listener.extra(SocketAttribute.local_port)
+        with pytest.raises(Unavailable, match="No inference engine answers"), anyio.fail_after(30):
+            await read(f"http://127.0.0.1:{port}")
+        tasks.cancel_scope.cancel()
+    assert received == ["{}"]
 
 
 async def test_the_least_busy_engine_is_chosen_then_the_one_that_has_the_base(client: EngineClient) -> None:
