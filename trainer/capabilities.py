@@ -47,11 +47,14 @@ def detect(device: str, environ: Mapping[str, str] = os.environ) -> Capabilities
     return Capabilities(device=device, memory_bytes=memory, cores=usable_cores())
 
 
-def unsuitable(state: JobState, capabilities: Capabilities) -> str | None:
-    """Return why this worker cannot run the job, or None when it can. Looks whether a local base folder exists."""
+def missing_base(state: JobState) -> str | None:
+    """Return the base model's folder when the job names one that does not exist on this machine. Looks at the disk."""
     source = state.base.source if state.base else state.base_request.source if state.base_request else ""
-    if source.startswith("/") and not Path(source).is_dir():
-        return f"its base model's folder {source} does not exist here"
+    return source if source.startswith("/") and not Path(source).is_dir() else None
+
+
+def unsuitable(state: JobState, capabilities: Capabilities) -> str | None:
+    """Return what the job needs and this worker lacks, or None. Pure."""
     device = state.needs.get("device")
     if device not in (None, "any", "auto", "cpu") and device != capabilities.device_kind:
         return f"it needs the device {device}, and this worker has {capabilities.device}"

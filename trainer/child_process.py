@@ -36,6 +36,8 @@ MAX_REPORT_BYTES = 1 << 22
 """Far above the longest honest report; more without a newline is not a report."""
 ORDER_SECONDS = 1.0
 """A working child takes an order at once; a stopped one leaves the pipe full."""
+OOM_SOURCES = (Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events"))
+"""Where the kernel counts what it killed: on the machine, and in this container."""
 KILL_SECONDS = 10.0
 """SIGKILL ends even a stopped process at once; only a process inside a broken driver takes longer."""
 
@@ -119,7 +121,7 @@ class Child:
         self.log = run_log
         self._process = process
         self._report_fd = report_fd
-        self._oom_kills = _oom_kills()
+        self._oom_kills = oom_kills()
         self._killed_by_us = False
 
     @property
@@ -173,7 +175,7 @@ class Child:
     async def wait(self) -> Exit:
         """Wait until the child is gone and say how it ended."""
         status = await self._process.wait()
-        memory = status == -signal.SIGKILL and not self._killed_by_us and _oom_kills() > self._oom_kills
+        memory = status == -signal.SIGKILL and not self._killed_by_us and oom_kills() > self._oom_kills
         return Exit(status=status, out_of_memory=memory)
 
 
@@ -236,13 +238,13 @@ async def _end(child: Child, drains: anyio.CancelScope) -> None:
     drains.deadline = anyio.current_time() + ORDER_SECONDS
 
 
-def _oom_kills() -> int:
+def oom_kills(sources: Sequence[Path] = OOM_SOURCES) -> int:
     """Return how many processes the kernel killed for memory since it started; 0 where it does not tell."""
     total = 0
-    for path, field in (("/proc/vmstat", "oom_kill"), ("/sys/fs/cgroup/memory.events", "oom_kill")):
+    for path in sources:
         try:
-            lines = Path(path).read_text().splitlines()
+            lines = path.read_text().splitlines()
         except OSError:
             continue
-        total += sum(int(line.split()[1]) for line in lines if line.split()[:1] == [field])
+        total += sum(int(line.split()[1]) for line in lines if line.split()[:1] == ["oom_kill"])
     return total

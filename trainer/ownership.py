@@ -51,6 +51,8 @@ Answer = TypeVar("Answer")
 
 FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 2.0
+MAX_CONFLICTS = 5
+"""Each stands for many tries of rose.commands already; more of them are a defect and end the run."""
 
 
 class OwnedJob:
@@ -108,15 +110,18 @@ class OwnedJob:
             self.state = msgspec.json.decode(found[0], type=JobState)
 
     async def insist(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Return the answer of `ask`, asking again while Postgres is away."""
-        wait_seconds = FIRST_WAIT_SECONDS
+        """Return the answer of `ask`, asking again while Postgres is away or others are quicker too often."""
+        wait_seconds, conflicts = FIRST_WAIT_SECONDS, 0
         while True:
             try:
                 return await ask()
-            except StaleEpoch:
-                raise
-            except (Unavailable, Conflict) as error:
+            except Unavailable as error:
                 log.warning("%s waits: %s", self.name, error)
+            except Conflict as error:
+                conflicts += 1
+                if isinstance(error, StaleEpoch) or conflicts == MAX_CONFLICTS:
+                    raise
+                log.warning("%s tries again: %s", self.name, error)
             await anyio.sleep(wait_seconds)
             wait_seconds = min(2 * wait_seconds, LONGEST_WAIT_SECONDS)
 

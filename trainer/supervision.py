@@ -338,7 +338,9 @@ class Supervision:
 
     async def _give_back(self) -> None:
         if self._stall is not None:
-            await self._release("stalled", f"{self._stall}; the stacks of its threads are in the log")
+            await self._release(
+                "stalled", f"{self._stall}; unless it was stopped, its log has the stacks of its threads"
+            )
         elif self._abandoned:
             await self._release("drained", f"Postgres did not renew the lease for {self._settings.abandon_seconds:g} s")
         elif self._leave.is_set():

@@ -176,18 +176,24 @@ class _Worker:
         """Own the oldest job that this worker can run, or None. Raises: Unavailable."""
         async for candidate in leases.each_candidate(self._pool, kind):
             state = msgspec.json.decode(candidate.doc, type=JobState)
-            reason = capabilities.unsuitable(state, self._capabilities)
-            if reason is not None and not await self._must_say_so(kind):
-                log.debug("%s is left to others: %s", state.id, reason)
+            lacking = capabilities.unsuitable(state, self._capabilities) or await self._leaves_base_to_others(state)
+            if lacking:
+                log.debug("%s is left to others: %s", state.id, lacking)
                 continue
             owned = await self._try_claim(kind, candidate, state)
             if owned is not None:
                 return owned
         return None
 
-    async def _must_say_so(self, kind: Kind) -> bool:
-        """A validation that nobody else could do is claimed all the same: it fails with the reason and what to do."""
-        return kind == "validation" and len(await leases.workers(self._pool, "trainer")) <= 1
+    async def _leaves_base_to_others(self, state: JobState) -> str | None:
+        """Say that the base's folder is not here; None when it is, or when there is nobody else who might have it.
+
+        Then the job is claimed all the same, and fails with that reason and what to do.
+        """
+        folder = await anyio.to_thread.run_sync(capabilities.missing_base, state)
+        if folder is None or len(await leases.workers(self._pool, "trainer")) <= 1:
+            return None
+        return f"its base model's folder {folder} does not exist here"
 
     async def _try_claim(self, kind: Kind, candidate: Candidate, state: JobState) -> OwnedJob | None:
         epoch = state.epoch + 1

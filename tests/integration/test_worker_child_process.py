@@ -16,7 +16,7 @@ import pytest
 from rose.local import launcher
 from tests.eventually import eventually
 from trainer import child_process
-from trainer.child_process import BrokenReport, Child, RunLog
+from trainer.child_process import BrokenReport, Child, Exit, RunLog
 from trainer.protocol import Alive, Drain, PhaseChanged, Report, Warned
 
 pytestmark = pytest.mark.anyio
@@ -107,8 +107,12 @@ async def test_the_stack_of_a_hung_child_lands_in_its_log(tmp_path: Path) -> Non
     log_path = tmp_path / "run.log"
     async with running(code, log_path) as child:
         await first_report(child)
-        child.dump_stack()
-        await eventually(lambda: "hangs_here" in log_path.read_text())
+
+        def dumped() -> bool:
+            child.dump_stack()  # the first ones may still find it on its way there
+            return "in hangs_here" in log_path.read_text()
+
+        await eventually(dumped)
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -164,3 +168,12 @@ def test_a_log_on_a_full_disk_loses_lines_and_nothing_else(tmp_path: Path) -> No
     run_log.write(b"the disk is full\n")
     run_log.close()
     assert run_log.last_line == "the disk is full"
+
+
+def test_a_kill_for_memory_is_named_when_the_kernel_counted_one(tmp_path: Path) -> None:
+    machine, container = tmp_path / "vmstat", tmp_path / "memory.events"
+    machine.write_text("nr_free_pages 12\noom_kill 3\noom_kill_x 9\n")
+    container.write_text("oom 1\noom_kill 1\n")
+    assert child_process.oom_kills((machine, container, tmp_path / "none")) == 4
+    assert "ran out of memory" in str(Exit(status=-9, out_of_memory=True))
+    assert str(Exit(status=-9)) == "killed by SIGKILL"

@@ -9,7 +9,7 @@ import pytest
 
 from rose.domain.job_values import BaseModel, BaseRequest
 from rose.domain.jobs import JobState
-from trainer.capabilities import Capabilities, detect, unsuitable
+from trainer.capabilities import Capabilities, detect, missing_base, unsuitable
 
 CPU = Capabilities(device="cpu", memory_bytes=8 << 30, cores=2)
 GPU = Capabilities(device="cuda:1", memory_bytes=80 << 30, cores=16)
@@ -35,18 +35,16 @@ def test_needs_are_compared_with_what_is_there(needs: dict[str, int | str], cpu_
     assert (unsuitable(job, GPU) is None) == gpu_fits
 
 
-def test_a_base_in_a_folder_that_is_not_here_is_left_to_others(tmp_path: Path) -> None:
+def test_a_base_in_a_folder_that_is_not_here_is_found_missing(tmp_path: Path) -> None:
     here = msgspec.structs.replace(JOB, base=None, base_request=BaseRequest(source=str(tmp_path)))
     elsewhere = msgspec.structs.replace(JOB, base=None, base_request=BaseRequest(source=str(tmp_path / "none")))
-    assert unsuitable(here, CPU) is None
-    reason = unsuitable(elsewhere, CPU)
-    assert reason is not None
-    assert str(tmp_path / "none") in reason
+    assert missing_base(here) is None
+    assert missing_base(elsewhere) == str(tmp_path / "none")
 
 
 def test_the_resolved_base_counts_more_than_the_requested_one(tmp_path: Path) -> None:
     job = msgspec.structs.replace(JOB, base_request=BaseRequest(source=str(tmp_path / "none")))
-    assert unsuitable(job, CPU) is None
+    assert missing_base(job) is None
 
 
 def test_a_wanted_device_is_announced_as_it_was_wanted() -> None:
