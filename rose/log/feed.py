@@ -13,7 +13,7 @@ import anyio
 import msgspec
 
 from rose.errors import Unavailable
-from rose.log.pool import ACQUIRE_SECONDS, AnyConnection, Pool, unavailable
+from rose.log.pool import ACQUIRE_SECONDS, AnyConnection, Pool, unavailable, unlisten
 
 CHANNEL = "rose"
 LOCK_CLASS = 0x524F5345
@@ -147,4 +147,4 @@ async def open_feed(pool: Pool) -> AsyncGenerator[Feed, None]:
 async def _forget(connection: AnyConnection, feed: Feed) -> None:
     with suppress(Unavailable), unavailable():
         connection.remove_termination_listener(feed.lose)
-        await connection.remove_listener(CHANNEL, feed.ring)
+    await unlisten(connection, CHANNEL, feed.ring)

@@ -6,8 +6,8 @@ Everything that talks to Postgres goes through here, so that an absent database 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterable, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncIterable, Callable, Generator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -160,6 +160,21 @@ async def fetch_row(pool: Pool, query: str, *arguments: object) -> Record | None
     """Return the first row of a query that may be asked again without harm, or None. Raises: Unavailable."""
     rows = await fetch(pool, query, *arguments)
     return rows[0] if rows else None
+
+
+async def unlisten(connection: AnyConnection, channel: str, callback: Callable[..., None]) -> None:
+    """Stop hearing `channel` before a connection goes back to its pool; a broken connection is cut instead.
+
+    asyncpg keeps the listeners of a connection that broke without its notice, and complains when it is given back.
+    """
+    try:
+        if not connection.is_closed():
+            await connection.remove_listener(channel, callback)
+            return
+    except UNANSWERED as error:
+        logger.debug("cutting a broken connection: %s", error)
+    with suppress(asyncpg.InterfaceError):  # it is back in the pool already
+        connection.terminate()
 
 
 def _log_retry(details: RetryDetails) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable
-from contextlib import suppress
 from types import TracebackType
 
 import anyio
 from anyio.abc import TaskGroup
 
 from rose.domain.catalogue import UnknownEvent
-from rose.log.pool import ACQUIRE_SECONDS, CONNECT_SECONDS, UNANSWERED, AnyConnection, Pool, Record
+from rose.log.pool import ACQUIRE_SECONDS, CONNECT_SECONDS, UNANSWERED, AnyConnection, Pool, Record, unlisten
 from rose.log.queries import QUERIES
 from rose.log.read import Recorded, head, recorded
 
@@ -158,9 +157,8 @@ class Tailer:
                 with anyio.move_on_after(POLL_SECONDS):
                     await self._notified.wait()
         finally:
-            # On a lost connection this fails, and asking asyncpg whether it is lost fails too.
-            with suppress(*UNANSWERED), anyio.move_on_after(CONNECT_SECONDS, shield=True):
-                await connection.remove_listener(CHANNEL, self._notice)
+            with anyio.move_on_after(CONNECT_SECONDS, shield=True):
+                await unlisten(connection, CHANNEL, self._notice)
 
     def _notice(self, *_: object) -> None:
         self._notified.set()

@@ -24,12 +24,12 @@ from tests.checker import check, read_dump, unlike
 from tests.eventually import eventually
 from tests.integration.writes import ACTOR, ARTIFACT, load_job, queued_job, steps
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(300)]
 
 JOBS = 30
 TRAINERS = 6
 STEPS = 4
-LEASE_SECONDS = 0.4
+LEASE_SECONDS = 1.0
 KILL = """
 select pg_terminate_backend(pid) from (
     select pid from pg_stat_activity
@@ -175,7 +175,7 @@ async def test_no_promise_breaks_under_chaos(pool: Pool, database_dsn: str) -> N
                 tasks.start_soon(chaos.trainer, f"trainer-{number}", number % 2 == 0)
             tasks.start_soon(chaos.person, job_ids)
             tasks.start_soon(chaos.killer)
-            await eventually(lambda: chaos.all_ended(job_ids), seconds=90)
+            await eventually(lambda: chaos.all_ended(job_ids), seconds=240)
             chaos.over = True
         end = await head(pool)
         await eventually(lambda: tailer.position == end)
