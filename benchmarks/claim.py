@@ -64,13 +64,12 @@ def bare(model: Path) -> float:
 
 def main() -> None:
     """Run RUNS jobs one after the other, each beside a bare script."""
-    with private_folder() as folder:
+    with private_folder() as folder, private_folder() as data_dir:
         model = build_fixture(folder / "model")
         data = folder / "training_data.jsonl"
         data.write_text(training_data())
-        (folder / "data").mkdir(mode=0o700)
         bares: list[float] = []
-        with rose_up(folder / "data", {"ROSE_TORCH_THREADS": "1"}) as up:
+        with rose_up(data_dir, {"ROSE_TORCH_THREADS": "1"}) as up:
             for _ in range(RUNS):
                 up.rose("finetune", "create", str(data), "--model", str(model), "--epochs", "1", "--watch")
                 bares.append(bare(model))
