@@ -15,10 +15,10 @@ from litestar import Response
 from litestar.response import Stream
 
 from rose import leases
-from rose.api.body import read_object, require_text
+from rose.api.body import check_text, read_object, require_text
 from rose.api.errors import AnyRequest, error_json
 from rose.api.model_names import Base, Named, find_model
-from rose.api.routes import post
+from rose.api.routes import BOOLEAN, NUMBER, TEXT, WHOLE, listing, optional, post, record
 from rose.api.services import Services, TheServices
 from rose.domain.job_values import BaseModel
 from rose.errors import InvalidRequest, NotFound, RoseError
@@ -26,17 +26,31 @@ from rose.inference.request import Target, parse_request
 
 Value = TypeVar("Value")
 
+CHAT_BODY = record(
+    ("model", "messages"),
+    model=TEXT,
+    messages=listing(record(("role",), role=TEXT, content=TEXT)),
+    temperature=optional(NUMBER),
+    top_p=optional(NUMBER),
+    max_tokens=optional(WHOLE),
+    max_completion_tokens=optional(WHOLE),
+    n=optional(WHOLE),
+    seed=optional(WHOLE),
+    stop=optional(listing(TEXT)),
+    stream=optional(BOOLEAN),
+)
 CLIENT_LEFT = 499
 """Status of an answer that nobody is there to read."""
 
 logger = logging.getLogger(__name__)
 
 
-@post("/v1/chat/completions")
+@post("/v1/chat/completions", body=CHAT_BODY, other="text/event-stream")
 async def create_chat_completion(request: AnyRequest, services: TheServices) -> Response[Any] | Stream:
     """Answer a conversation, in one piece or as the tokens are made."""
     body = await read_object(request, nul_allowed=True)
     model = require_text(body, "model")
+    check_text({"model": model})  # what is asked may hold a NUL; what is looked up may not
     if "messages" not in body:
         raise InvalidRequest(
             "Missing required parameter: messages.", code="missing_required_parameter", param="messages"

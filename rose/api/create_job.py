@@ -11,6 +11,7 @@ from typing import Any
 from projections import files as files_view
 from rose.api.body import optional_object, optional_text, require_text, wrong_type
 from rose.api.model_names import base_request, find_model
+from rose.api.routes import TEXT, WHOLE, listing, optional, record
 from rose.api.services import Services
 from rose.domain import bases, hyperparameters
 from rose.domain.job_commands import CreateJob
@@ -25,6 +26,18 @@ MAX_METADATA_VALUE = 512
 MAX_INTEGRATIONS = 5
 METHODS = ("supervised", "dpo", "reinforcement")
 SUPPORTED_METHODS = ("supervised",)
+CREATE_BODY = record(
+    ("model", "training_file"),
+    model=TEXT,
+    training_file=TEXT,
+    validation_file=optional(TEXT),
+    suffix=optional(TEXT),
+    seed=optional(WHOLE),
+    method=optional(record(type=TEXT)),
+    hyperparameters=optional(record()),
+    metadata=optional(record()),
+    integrations=optional(listing(record())),
+)
 
 
 async def read_create_job(services: Services, body: dict[str, Any]) -> CreateJob:

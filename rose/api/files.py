@@ -12,6 +12,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 from litestar import Response
+from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import FromPath
 from litestar.response import Stream
 
@@ -21,7 +22,7 @@ from rose.api.asking import asked, stored_answer
 from rose.api.body import check_text, query_choice, query_page
 from rose.api.errors import AnyRequest
 from rose.api.multipart import Upload, read_upload
-from rose.api.routes import delete, get, post
+from rose.api.routes import AFTER, BINARY, TEXT, choice, delete, get, limit, post, record, text
 from rose.api.services import Services, TheServices
 from rose.blobs import TemporaryBlob
 from rose.domain.files import AddFile, FileState
@@ -35,11 +36,17 @@ SHORTEST_LIFE_SECONDS = 3600
 LONGEST_LIFE_SECONDS = 2_592_000
 FORM_OVERHEAD_BYTES = 1 << 20
 READ_BYTES = 1 << 18
+UPLOAD_FORM = record(
+    ("file", "purpose"),
+    file=BINARY,
+    purpose=Schema(type=OpenAPIType.STRING, enum=list(PURPOSES)),
+    **{"expires_after[anchor]": TEXT, "expires_after[seconds]": TEXT},
+)
 DRAIN_SECONDS = 20.0
 """How long the rest of a refused upload is read and thrown away, so that the client gets to see the refusal."""
 
 
-@post("/v1/files", request_max_body_size=None)
+@post("/v1/files", answer=wire.File, form=UPLOAD_FORM, request_max_body_size=None)
 async def create_file(request: AnyRequest, services: TheServices) -> Response[Any]:
     """Store an upload. What is cut off or refused leaves nothing behind."""
     settings = services.settings
@@ -116,7 +123,15 @@ async def _publish(
     return stored_answer(answered)
 
 
-@get("/v1/files")
+@get(
+    "/v1/files",
+    queries=(
+        limit(MAX_LISTED, MAX_LISTED),
+        AFTER,
+        choice("order", ("asc", "desc"), "By creation; newest first is the default."),
+        text("purpose", "Only files of this purpose."),
+    ),
+)
 async def list_files(request: AnyRequest, services: TheServices) -> wire.Listing[wire.File]:
     """List the files that can be used, newest first unless `order=asc`."""
     page = query_page(request, default=MAX_LISTED, maximum=MAX_LISTED)
@@ -146,7 +161,7 @@ async def get_file(services: TheServices, file_id: FromPath[str]) -> wire.File:
     return wire.file(await _usable(services, file_id))
 
 
-@delete("/v1/files/{file_id:str}")
+@delete("/v1/files/{file_id:str}", answer=wire.Deleted)
 async def delete_file(request: AnyRequest, services: TheServices, file_id: FromPath[str]) -> Response[Any]:
     """End a file's use for new requests; unfinished jobs that name it keep its content."""
     asking, answered = await asked(request, services, b"")
@@ -158,7 +173,7 @@ async def delete_file(request: AnyRequest, services: TheServices, file_id: FromP
     return Response(gone, status_code=200)
 
 
-@get("/v1/files/{file_id:str}/content")
+@get("/v1/files/{file_id:str}/content", other="application/octet-stream")
 async def get_file_content(services: TheServices, file_id: FromPath[str]) -> Stream:
     """Send the bytes of a file."""
     state = await _usable(services, file_id)

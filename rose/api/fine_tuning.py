@@ -17,10 +17,10 @@ from projections import jobs as jobs_view
 from rose.api import wire
 from rose.api.asking import asked, stored_answer
 from rose.api.body import check_text, query_page, read_object
-from rose.api.create_job import read_create_job
+from rose.api.create_job import CREATE_BODY, read_create_job
 from rose.api.errors import AnyRequest
 from rose.api.event_stream import Cursor, frames, is_complete
-from rose.api.routes import get, post
+from rose.api.routes import AFTER, choice, get, limit, post
 from rose.api.services import Services, TheServices
 from rose.api.waiting import waiting_for
 from rose.domain.job_commands import CancelJob, PauseJob, ResumeJob
@@ -33,7 +33,7 @@ MAX_EVENTS_LISTED = 1000
 MAX_CHECKPOINTS_LISTED = 100
 
 
-@post("/v1/fine_tuning/jobs")
+@post("/v1/fine_tuning/jobs", answer=wire.Job, body=CREATE_BODY)
 async def create_job(request: AnyRequest, services: TheServices) -> Response[Any]:
     """Create a job; it is validated and trained by whichever trainer claims it."""
     body = await read_object(request)
@@ -48,7 +48,7 @@ async def create_job(request: AnyRequest, services: TheServices) -> Response[Any
     return await _answer(services, outcome.state)
 
 
-@get("/v1/fine_tuning/jobs")
+@get("/v1/fine_tuning/jobs", queries=(limit(20, MAX_JOBS_LISTED), AFTER))
 async def list_jobs(request: AnyRequest, services: TheServices) -> wire.Listing[wire.Job]:
     """List jobs, newest first; `metadata[key]=value` selects, `metadata=null` selects those without metadata."""
     page = query_page(request, default=20, maximum=MAX_JOBS_LISTED, clamp=True)
@@ -80,25 +80,34 @@ async def get_job(services: TheServices, job_id: FromPath[str]) -> wire.Job:
     return await _described(services, await _existing(services, job_id))
 
 
-@post("/v1/fine_tuning/jobs/{job_id:str}/cancel")
+@post("/v1/fine_tuning/jobs/{job_id:str}/cancel", answer=wire.Job)
 async def cancel_job(request: AnyRequest, services: TheServices, job_id: FromPath[str]) -> Response[Any]:
     """End a job, at once from every state that is not final."""
     return await _change(request, services, job_id, CancelJob(at=int(time.time())))
 
 
-@post("/v1/fine_tuning/jobs/{job_id:str}/pause")
+@post("/v1/fine_tuning/jobs/{job_id:str}/pause", answer=wire.Job)
 async def pause_job(request: AnyRequest, services: TheServices, job_id: FromPath[str]) -> Response[Any]:
     """Hold a queued or running job; a running one makes a recovery point first."""
     return await _change(request, services, job_id, PauseJob(at=int(time.time())))
 
 
-@post("/v1/fine_tuning/jobs/{job_id:str}/resume")
+@post("/v1/fine_tuning/jobs/{job_id:str}/resume", answer=wire.Job)
 async def resume_job(request: AnyRequest, services: TheServices, job_id: FromPath[str]) -> Response[Any]:
     """Queue a paused job again; it goes on from its newest recovery point."""
     return await _change(request, services, job_id, ResumeJob(at=int(time.time())))
 
 
-@get("/v1/fine_tuning/jobs/{job_id:str}/events")
+@get(
+    "/v1/fine_tuning/jobs/{job_id:str}/events",
+    answer=wire.Listing[wire.JobEvent],
+    other="text/event-stream",
+    queries=(
+        limit(20, MAX_EVENTS_LISTED),
+        AFTER,
+        choice("stream", ("true", "false"), "Server-sent events, oldest first, until the job ends."),
+    ),
+)
 async def list_events(request: AnyRequest, services: TheServices, job_id: FromPath[str]) -> Response[Any] | Stream:
     """List a job's events, newest first, or stream them with `?stream=true` or `Accept: text/event-stream`."""
     state = await _existing(services, job_id)
@@ -120,7 +129,7 @@ async def list_events(request: AnyRequest, services: TheServices, job_id: FromPa
     return Response(listing, status_code=200)
 
 
-@get("/v1/fine_tuning/jobs/{job_id:str}/checkpoints")
+@get("/v1/fine_tuning/jobs/{job_id:str}/checkpoints", queries=(limit(10, MAX_CHECKPOINTS_LISTED), AFTER))
 async def list_checkpoints(
     request: AnyRequest, services: TheServices, job_id: FromPath[str]
 ) -> wire.Listing[wire.JobCheckpoint]:

@@ -61,7 +61,7 @@ async def get_model(services: TheServices, model: FromPath[str]) -> wire.Model:
     raise _missing(name)
 
 
-@delete("/v1/models/{model:path}")
+@delete("/v1/models/{model:path}", answer=wire.Deleted)
 async def delete_model(request: AnyRequest, services: TheServices, model: FromPath[str]) -> Response[Any]:
     """End a fine-tuned model's use for new requests; its checkpoints go with it."""
     name = _name(model)
@@ -76,7 +76,7 @@ async def delete_model(request: AnyRequest, services: TheServices, model: FromPa
     return Response(gone, status_code=200, media_type="application/json")
 
 
-@get("/v1/adapters/{model:path}")
+@get("/v1/adapters/{model:path}", other="application/x-tar")
 async def download_model(services: TheServices, model: FromPath[str]) -> Stream:
     """Send the files of a fine-tuned model or checkpoint (PEFT's format, or a whole model) as a tar archive."""
     name = _name(model)

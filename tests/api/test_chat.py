@@ -183,6 +183,7 @@ async def test_a_prompt_that_is_too_long_is_refused_before_the_stream_starts(cha
         ({"messages": [{"role": "bot", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
         ({"model": None}, "model"),
+        ({"model": "ti\0ny"}, "model"),
         ({"temperature": 2.5}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": -1}, "top_p"),
