@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,3 +115,18 @@ async def test_stopping_the_trainer_drains_and_the_next_one_goes_on_at_once(hous
     assert [event.from_step for event in events if isinstance(event, RunResumed)] == [drained_at]
     assert [step for step, _ in await house.steps(job_id)] == list(range(1, 41))
     assert sum(isinstance(event, JobSucceeded) for event in events) == 1
+
+
+async def test_a_queued_job_whose_base_has_vanished_fails_instead_of_waiting_for_ever(
+    house: House, tmp_path: Path
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(house.base, folder)
+    house.base = folder
+    job_id = await house.create_queued()
+    shutil.rmtree(folder)
+    async with house.trainer():
+        state = await house.ended(job_id)
+    assert state.error is not None
+    assert state.error.code == "model_not_available"
+    assert str(folder) in state.error.message
