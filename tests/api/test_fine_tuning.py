@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anyio
 import openai
 import pytest
 
@@ -193,6 +194,23 @@ async def test_a_key_makes_a_request_safe_to_repeat(api: Running, seed_file: Pat
     cancel = f"/v1/fine_tuning/jobs/{first.json()['id']}/cancel"
     answers = [await api.http.post(cancel, headers={"Idempotency-Key": "c"}) for _ in range(2)]
     assert [(answer.status_code, answer.json()["status"]) for answer in answers] == [(200, "cancelled")] * 2
+    assert len((await api.openai.fine_tuning.jobs.list()).data) == 1
+
+
+async def test_a_key_holds_also_against_requests_at_the_same_time(api: Running, seed_file: Path) -> None:
+    body = {"model": "tiny", "training_file": await api.upload(seed_file)}
+    answers: list[str] = []
+
+    async def create() -> None:
+        answer = await api.http.post("/v1/fine_tuning/jobs", json=body, headers={"Idempotency-Key": "at-once"})
+        assert answer.status_code == 200, answer.text
+        answers.append(answer.json()["id"])
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(8):
+            tasks.start_soon(create)
+    assert len(answers) == 8
+    assert len(set(answers)) == 1
     assert len((await api.openai.fine_tuning.jobs.list()).data) == 1
 
 
