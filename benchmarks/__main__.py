@@ -14,9 +14,9 @@ BENCHMARKS = ("append", "relay", "streams", "claim", "start", "inference", "trai
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
-Written by `make bench`, which runs each contestant beside its peer on the same machine. Read the ratios: the machine is small
-and shared, and the absolute figures are good to a factor, not to a digit. One benchmark alone: `python -m benchmarks append`.
-Beside each table stand the machine, the load before it, and the commit.
+Written by `make bench`, which runs each contestant beside its peer on the same machine. Read the ratios: the machine is
+small and shared, and the absolute figures are good to a factor, not to a digit. One benchmark alone:
+`python -m benchmarks append`. Under each table stand the machine, the load before it, and the commit.
 """
 
 
