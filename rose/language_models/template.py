@@ -19,6 +19,8 @@ from jinja2 import TemplateError
 from rose.domain.training_data import ChatExample
 from rose.errors import InvalidDataset, InvalidRequest
 
+_PROOF_CHARACTERS = 12
+"""Characters at an answer's end that must be in the text; templates may change what is before (thoughts, mostly)."""
 _IN_THE_FILE_ONLY = ("weight", "refusal", "audio", "function_call")
 
 
@@ -132,12 +134,30 @@ def end_of_turn_ids(tokenizer: Any) -> frozenset[int]:
     except InvalidRequest:
         return frozenset(ends)
     special = _special_ids(tokenizer)
-    for token in reversed(ids):
-        if token in special:
-            return frozenset({*ends, token})
-        if tokenizer.decode([token]).strip():
+    end = _end_mark(ids, range(len(ids)), special, lambda index: not tokenizer.decode([ids[index]]).strip())
+    return frozenset(ends if end is None else {*ends, ids[end]})
+
+
+def _end_mark(
+    ids: Sequence[int], inside: Sequence[int], special: frozenset[int], is_blank: Callable[[int], bool]
+) -> int | None:
+    """Return which of the tokens `inside` ends the answer; None when only text does.
+
+    What is blank behind it is never made by the model, nor what comes after that: some templates close the
+    conversation with one more mark on a line of its own (Phi-3).
+    """
+    found: int | None = None
+    blank_before = False
+    for index in reversed(inside):
+        if ids[index] in special:
+            if found is not None:
+                return index if blank_before else found
+            found, blank_before = index, False
+        elif is_blank(index):
+            blank_before = True
+        else:
             break
-    return frozenset(ends)
+    return found
 
 
 def prepare(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,7 +287,7 @@ def _conversation(chat: _Chat) -> Tokenized | None:
     whole = _render(chat.tokenizer, chat.messages, chat.tools, prompt=False)
     spans: list[_Span] = []
     for index in chat.answers():
-        single = _answer(chat.until(index))
+        single = _answer(chat.until(index), whole if index == len(chat.messages) - 1 else None)
         if not whole.startswith(single.text):
             return None
         spans += single.spans
@@ -291,10 +311,15 @@ def _single(chat: _Chat) -> Tokenized:
     return _weigh(chat.tokenizer, rendered, ids, places)
 
 
-def _answer(chat: _Chat) -> _Text:
-    """Return the prompt exactly as it is asked, followed by the last message, the answer."""
+def _answer(chat: _Chat, whole: str | None = None) -> _Text:
+    """Return the prompt exactly as it is asked, followed by the last message, the answer.
+
+    `whole` is the rendered conversation where it is known already. Raises: InvalidRequest when the answer is not in it.
+    """
     weight = chat.weights[-1]
-    whole = _render(chat.tokenizer, chat.messages, chat.tools, prompt=False)
+    whole = whole or _render(chat.tokenizer, chat.messages, chat.tools, prompt=False)
+    if chat.messages[-1]["content"].strip()[-_PROOF_CHARACTERS:] not in whole:
+        raise InvalidRequest("the model's chat template leaves out the answer's text")
     if len(chat.messages) == 1:
         start = max(whole.find(chat.messages[0]["content"]), 0)
         return _Text(whole, [_Span(start, len(whole), weight)])
@@ -316,9 +341,10 @@ def _weigh(tokenizer: Any, rendered: _Text, ids: list[int], places: list[tuple[i
     inside: list[int] = []
     for span in rendered.spans:
         inside = [i for i, (start, end) in enumerate(places) if span.start <= start < end <= span.end]
-        # What follows the end mark (a line break, mostly) is never made by the model: it stops before.
-        while inside and ids[inside[-1]] not in special and not rendered.text[slice(*places[inside[-1]])].strip():
-            inside.pop()
+        written = [i for i in inside if rendered.text[slice(*places[i])].strip()]
+        end = _end_mark(ids, inside, special, lambda i, written=frozenset(written): i not in written)
+        last = end if end is not None else max(written, default=-1)
+        inside = [i for i in inside if i <= last]
         for i in inside:
             weights[i] = span.weight
     if inside and ids[inside[-1]] not in special and tokenizer.eos_token_id is not None:

@@ -54,6 +54,11 @@ ENDLESS = """
 {%- for message in messages %}{{ message.role + ': ' + message.content + '\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"""
 """No mark ends a turn."""
+CLOSED = """
+{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% else %}{{ eos_token }}{% endif %}"""
+"""As Phi-3: one more mark closes the whole conversation."""
 
 
 @pytest.fixture
@@ -103,7 +108,7 @@ def test_answers_are_learned_with_their_end_mark_and_nothing_else(tokenizer: Any
     assert rendering.tokens == len(only.ids)
 
 
-@pytest.mark.parametrize("template", [None, THINKING, OPENED_THOUGHT, DEFAULT_SYSTEM, STRICT, ENDLESS])
+@pytest.mark.parametrize("template", [None, THINKING, OPENED_THOUGHT, DEFAULT_SYSTEM, STRICT, ENDLESS, CLOSED])
 def test_the_learned_part_follows_exactly_what_is_asked(tokenizer: Any, template: str | None) -> None:
     if template:
         tokenizer.chat_template = template
@@ -163,7 +168,7 @@ def test_a_refusing_template_is_named_with_the_line(tokenizer: Any) -> None:
 
 def test_a_template_that_drops_the_answer_is_refused(tokenizer: Any) -> None:
     tokenizer.chat_template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
-    with pytest.raises(InvalidDataset, match="leaves nothing of the answer"):
+    with pytest.raises(InvalidDataset, match="leaves out the answer"):
         render_training(tokenizer, chat("user: 1", "assistant: a"), 500)
 
 
@@ -172,6 +177,20 @@ def test_a_turn_without_end_mark_gets_one(tokenizer: Any) -> None:
     (only,) = render_training(tokenizer, chat("user: 1", "assistant: a"), 500).examples
     assert text(tokenizer, only) == "user: 1\nassistant: a<|im_end|>"
     assert only.weights[-1] == 1.0
+
+
+def test_a_mark_that_closes_the_conversation_is_not_learned(tokenizer: Any) -> None:
+    tokenizer.chat_template = CLOSED
+    tokenizer.eos_token = "<|endoftext|>"
+    (only,) = render_training(tokenizer, chat("user: 1", "assistant: a"), 500).examples
+    assert learned(tokenizer, only) == ["a<|im_end|>"]
+    end, close = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert end_of_turn_ids(tokenizer) == {end, close}
+
+
+def test_an_empty_answer_teaches_to_say_nothing(tokenizer: Any) -> None:
+    (only,) = render_training(tokenizer, chat("user: 1", "assistant: "), 500).examples
+    assert learned(tokenizer, only) == ["<|im_end|>"]
 
 
 TURNS = ("system: Be short.", "user: first " + "x " * 40, "assistant: one", "user: second", "assistant: two")
