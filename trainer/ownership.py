@@ -6,6 +6,7 @@ While Postgres is away an append waits and is then made, once: its command id is
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Literal, TypeVar
 
@@ -58,8 +59,12 @@ MAX_CONFLICTS = 5
 class OwnedJob:
     """A claimed job. `state` is the newest that is known here; others may have changed the job since."""
 
-    def __init__(self, pool: Pool, lease: Lease, state: JobState, *, actor: Actor, lease_seconds: float) -> None:
+    def __init__(
+        self, pool: Pool, lease: Lease, state: JobState, *, actor: Actor, lease_seconds: float, renewed_at: float
+    ) -> None:
         self.lease = lease
+        self.renewed_at = renewed_at
+        """When the newest good claim or renewal was asked for (monotonic): the lease lasts at least from then."""
         self.state = state
         self._pool = pool
         self._commands = Commands(pool)
@@ -101,7 +106,11 @@ class OwnedJob:
 
     async def renew(self) -> bool:
         """Prolong the lease; False when it is lost. Raises: Unavailable; then it may still live."""
-        return await renew(self._pool, self.lease, self._lease_seconds)
+        asked_at = time.monotonic()
+        good = await renew(self._pool, self.lease, self._lease_seconds)
+        if good:
+            self.renewed_at = asked_at
+        return good
 
     async def refresh(self) -> None:
         """Read the job anew. Raises: Unavailable."""

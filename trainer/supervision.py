@@ -79,7 +79,6 @@ class Supervision:
         self._journal = Journal(owned, blobs)
         self._leave = anyio.Event()
         self._child: Child | None = None
-        self._last_renewal = time.monotonic()
         self._stall: Stall | None = None
         self._abandoned = False
         self._outcome: Outcome | None = None
@@ -197,7 +196,7 @@ class Supervision:
         """Kill the child when it hangs, or when nobody may vouch for it any more."""
         while True:
             await anyio.sleep(self._tick_seconds)
-            if time.monotonic() - self._last_renewal > self._settings.abandon_seconds:
+            if time.monotonic() - self._owned.renewed_at > self._settings.abandon_seconds:
                 log.warning("%s: no renewal for %g s", self._owned.name, self._settings.abandon_seconds)
                 self._abandoned = True
                 return child.kill()
@@ -218,12 +217,10 @@ class Supervision:
         """
         while True:
             await self._look.wait(self._settings.renew_seconds)
-            asked = time.monotonic()
             try:
                 with anyio.fail_after(min(LONGEST_RENEWAL_SECONDS, self._settings.abandon_seconds / 2)):
                     if not await self._owned.renew():
                         raise StaleEpoch(f"The lease of {self._owned.name} is lost.")
-                    self._last_renewal = asked
                     if self._child is not None:
                         await self._child.order(Alive())
                     await self._owned.refresh()

@@ -207,6 +207,7 @@ class _Worker:
             lease_seconds=self._settings.lease_seconds,
         )
         request = Request(actor=self._actor, command_id=f"{state.id}:{epoch}:claim:{self._id}")
+        asked_at = time.monotonic()
         try:
             outcome = await self._commands.job(state.id, self._start(kind, epoch), request, lease=change)
         except (Conflict, InvalidState) as error:
@@ -216,7 +217,14 @@ class _Worker:
             log.info("%s failed: its attempts are used up", state.id)
             return None
         log.info("%s claimed for %s, epoch %d%s", state.id, kind, epoch, ", taken over" if candidate.expired else "")
-        return OwnedJob(self._pool, lease, outcome.state, actor=self._actor, lease_seconds=self._settings.lease_seconds)
+        return OwnedJob(
+            self._pool,
+            lease,
+            outcome.state,
+            actor=self._actor,
+            lease_seconds=self._settings.lease_seconds,
+            renewed_at=asked_at,
+        )
 
     def _start(self, kind: Kind, epoch: int) -> StartRun | StartValidation:
         now, attempts = int(time.time()), self._settings.max_attempts

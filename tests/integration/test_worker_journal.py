@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -57,7 +58,7 @@ async def claim(house: House, job_id: str, kind: str = "training", owner: str = 
     change = LeaseChange(action="claim", job_id=job_id, kind=kind, epoch=epoch, owner=owner)
     outcome = await house.commands.job(job_id, command, Request(actor=ACTOR), lease=change)
     lease = Lease(job_id=job_id, kind=kind, epoch=epoch, owner=owner)
-    return OwnedJob(house.pool, lease, outcome.state, actor=ACTOR, lease_seconds=60)
+    return OwnedJob(house.pool, lease, outcome.state, actor=ACTOR, lease_seconds=60, renewed_at=time.monotonic())
 
 
 async def running_job(house: House) -> OwnedJob:
