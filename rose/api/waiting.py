@@ -21,7 +21,7 @@ def explain(state: JobState, facts: WaitingFacts) -> str | None:
     """Return the reason in words. Pure."""
     lease = facts.lease
     if lease is not None and lease.alive:
-        return None
+        return "its former run to end" if state.status == "queued" else None
     if not facts.trainers:
         return "no trainer is connected"
     if lease is not None and lease.seconds_held_back > 0:

@@ -133,6 +133,16 @@ async def test_below_the_floor_of_free_space_nothing_is_taken(settings: Callable
         assert "Delete files or models" in answer.json()["error"]["message"]
 
 
+async def test_below_the_floor_of_free_space_no_job_is_created(settings: Callable[..., Settings], pool: Pool) -> None:
+    async with serving(settings(port=free_port()), pool) as api:
+        training_file = (await api.http.post("/v1/files", content=form(1000), headers=FORM)).json()["id"]
+    async with serving(settings(port=free_port(), min_free_bytes=1 << 60), pool) as api:
+        body = {"model": "tiny", "training_file": training_file}
+        answer = await api.http.post("/v1/fine_tuning/jobs", json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (507, "no_space")
+        assert (await api.http.get("/v1/fine_tuning/jobs")).json()["data"] == []
+
+
 async def test_a_repeated_upload_with_a_key_is_stored_once(settings: Callable[..., Settings], pool: Pool) -> None:
     given = settings(port=free_port())
     async with serving(given, pool) as api:
