@@ -16,9 +16,10 @@ from rose.blobs import Blobs
 from rose.domain.hyperparameters import LoraSettings
 from rose.domain.job_values import ParentModel
 from rose.errors import InvalidRequest
+from rose.language_models.adapters import merge_adapter_into, read_adapter
 from rose.language_models.load import load_model
 from rose.language_models.locate import FACTS_FILE, LocatedBase, locate
-from rose.language_models.lora import LoraAdapter, attach, merge_adapter_into, read_adapter
+from rose.language_models.lora import LoraAdapter, attach
 from trainer.hardware import Hardware
 from trainer.protocol import RunSpec
 from trainer.saving import bytes_of
@@ -36,11 +37,8 @@ class TrainedModel:
         """`adapter` or `full`: what `save` writes."""
         self.save = save
         """Writes a usable model folder from the present weights."""
-
-    @property
-    def trains_weights(self) -> bool:
+        self.trains_weights = not any(".lora_" in name for name in self.parameters)
         """True for full fine-tuning, where the model's own weights change."""
-        return any(name in self.parameters for name, _ in self.model.named_parameters() if ".lora_" not in name)
 
     def saved_bytes(self) -> int:
         """Return about how much `save` writes."""

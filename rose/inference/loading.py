@@ -13,9 +13,9 @@ from rose.domain.artifacts import Artifact
 from rose.errors import InvalidRequest, NotFound, Unavailable
 from rose.inference.request import Target
 from rose.inference.resident import Resident
+from rose.language_models.adapters import read_adapter
 from rose.language_models.load import choose_device, choose_dtype, load_model
 from rose.language_models.locate import LocatedBase, ModelNotAvailable, describe, locate
-from rose.language_models.lora import read_adapter
 from rose.language_models.template import load_tokenizer
 
 log = logging.getLogger(__name__)

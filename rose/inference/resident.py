@@ -12,7 +12,7 @@ import torch
 
 from rose.inference.text import REPLACEMENT
 from rose.language_models.locate import LocatedBase
-from rose.language_models.lora import AdapterSlots
+from rose.language_models.slots import AdapterSlots
 from rose.language_models.template import end_of_turn_ids
 
 

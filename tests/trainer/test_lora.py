@@ -13,15 +13,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from rose.domain.hyperparameters import LoraSettings
 from rose.domain.job_values import BaseModel
 from rose.errors import InvalidRequest
+from rose.language_models.adapters import merge_adapter_into, read_adapter
 from rose.language_models.load import load_model
-from rose.language_models.lora import (
-    AdapterSlots,
-    LoraAdapter,
-    attach,
-    load_adapter,
-    merge_adapter_into,
-    read_adapter,
-)
+from rose.language_models.lora import LoraAdapter, attach, load_adapter
+from rose.language_models.slots import AdapterSlots
 from rose.language_models.tiny import build_fixture
 
 # PEFT 0.21 asks transformers 5.23 by an older name.
