@@ -27,13 +27,13 @@ from typing import Any
 
 from benchmarks.record import record
 
-REPEATS = 2
+REPEATS = int(os.environ.get("ROSE_BENCH_REPEATS", "2"))
 WARM_STEPS = 2
-EXAMPLES = 64
+EXAMPLES = 40
 EPOCHS = 2
 BATCH = 8
 LONGEST = 512
-WIDTH, LAYERS, VOCABULARY = 384, 6, 4096
+WIDTH, LAYERS, VOCABULARY = 256, 4, 4096
 LEARNING_RATE = 1e-3
 SEED = 1
 TOLERANCE = 1e-3
@@ -124,7 +124,7 @@ def run_rose(folder: Path) -> None:
     model = load_model(Path(job["model"]))
     adapter = attach(model, numbers.lora_config, seed=0)
     load_adapter(adapter, Path(job["adapter"]))
-    parameters = {str(index): parameter for index, parameter in enumerate(adapter.trainable_parameters())}
+    parameters = {f"{index}.lora_": parameter for index, parameter in enumerate(adapter.trainable_parameters())}
     forward, _ = sft.choose_forward(model, documents, hardware.device)
     optimization = Optimization(
         TrainedModel(model, parameters, "adapter", lambda target: None),
@@ -135,6 +135,7 @@ def run_rose(folder: Path) -> None:
         RunState(token_budget=hardware.token_budget),
         blind_loss(documents),
         lambda code, message: None,
+        lambda: None,
     )
     schedule = Schedule(numbers)
     moments = [(time.perf_counter(), time.process_time())]

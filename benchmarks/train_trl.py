@@ -1,6 +1,6 @@
-"""One measured run of TRL's SFTTrainer, for benchmarks.train; runs in TRL's own environment and imports nothing of ROSE.
+"""One measured run of TRL's SFTTrainer, for benchmarks.train; runs in TRL's own environment, without ROSE.
 
-`python train_trl.py JOB_FOLDER default|best`: reads job.json (model, adapter, documents, numbers), prints one JSON line.
+`python train_trl.py JOB_FOLDER default|best` reads job.json (model, adapter, documents, numbers), prints one JSON line.
 """
 
 from __future__ import annotations

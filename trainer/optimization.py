@@ -68,7 +68,7 @@ class Evaluation(NamedTuple):
 
 
 class Optimization:
-    """Model, optimizer and method of one run."""
+    """Model, optimizer and method of one run. `warn` tells the user something; `alive` is called per micro-batch."""
 
     def __init__(
         self,
@@ -80,6 +80,7 @@ class Optimization:
         state: RunState,
         blind_loss: float,
         warn: Callable[[str, str], None],
+        alive: Callable[[], None],
     ) -> None:
         self.trained = trained
         self.hyperparameters = hyperparameters
@@ -89,6 +90,7 @@ class Optimization:
         self.state = state
         self.blind_loss = blind_loss
         self._warn = warn
+        self._alive = alive
         self.optimizer = torch.optim.AdamW(
             list(trained.parameters.values()),
             lr=hyperparameters.learning_rate,
@@ -133,6 +135,7 @@ class Optimization:
         denominator = math.fsum(document.label_weight for document in documents)
         totals = torch.zeros(2, dtype=torch.float32, device=self.hardware.device)
         for part in self._micro_batches(documents):
+            self._alive()
             batch = self.method.assemble(part, self.hardware.device)
             with self.hardware.autocast(trains_weights=self.trained.trains_weights):
                 loss, correct = self.method.loss(model, batch, self.forward)
@@ -170,6 +173,7 @@ class Optimization:
         totals = torch.zeros(2, dtype=torch.float64, device="cpu" if self._has_no_doubles() else self.hardware.device)
         with torch.no_grad():
             for part in self._micro_batches(documents):
+                self._alive()
                 if interrupted():
                     raise Interrupted
                 batch = self.method.assemble(part, self.hardware.device)

@@ -50,6 +50,9 @@ from trainer.trained_model import TrainedModel, load_trained_model, locate_base
 
 log = logging.getLogger(__name__)
 
+ALIVE_SECONDS = 20.0
+"""Time between signs of life within a phase, well below the watchdog's shortest patience."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run the specification and return the exit status: 0 finished, 75 drained, 1 failed and said why."""
@@ -93,6 +96,7 @@ class Run:
         self.point_made_at = time.monotonic()
         self.point_failed = False
         self.phase = ""
+        self.spoke_at = time.monotonic()
         self.training: list[Example] = []
         self.validation: list[Document] = []
 
@@ -141,6 +145,7 @@ class Run:
             self.state,
             blind_loss(documents),
             self.warn,
+            self.alive,
         )
         parent = spec.parent.artifact.sha256 if spec.parent else "none"
         self.recovery = Recovery(
@@ -166,10 +171,11 @@ class Run:
         Raises: InvalidDataset when there are others than validation counted.
         """
         wanted = self.hyperparameters
-        rows = self.method.read_examples(Path(self.spec.training_file), tokenizer, wanted.maximum_tokens)
+        longest = wanted.maximum_tokens
+        rows = self.method.read_examples(Path(self.spec.training_file), tokenizer, longest, self.alive)
         if self.spec.validation_file is not None:
             self.training = rows
-            validation = self.method.read_examples(Path(self.spec.validation_file), tokenizer, wanted.maximum_tokens)
+            validation = self.method.read_examples(Path(self.spec.validation_file), tokenizer, longest, self.alive)
         else:
             sides = split([row.prompt for row in rows], wanted.validation_examples, wanted.seed)
             self.training = [rows[index] for index in sides.training]
@@ -381,8 +387,14 @@ class Run:
     def report_phase(self, phase: str) -> None:
         """Tell the supervisor what the run is doing now, unless it knows."""
         if phase != self.phase:
-            self.channel.report(PhaseChanged(phase=phase))
-        self.phase = phase
+            self.phase = phase
+            self.alive(after_seconds=0.0)
+
+    def alive(self, after_seconds: float = ALIVE_SECONDS) -> None:
+        """Show the watchdog that a long phase goes on, by saying its name again."""
+        if time.monotonic() - self.spoke_at >= after_seconds:
+            self.channel.report(PhaseChanged(phase=self.phase))
+            self.spoke_at = time.monotonic()
 
     def warn(self, code: str, message: str) -> None:
         """Tell the user something that does not stop the run."""

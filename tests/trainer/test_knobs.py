@@ -282,7 +282,7 @@ def test_messages_of_weight_0_are_read_but_not_learned(
 ) -> None:
     job = Job(tmp_path, fixture_base, two_answers(weight), {**ASKED, "n_epochs": 30, "batch_size": 1})
     tokenizer = AutoTokenizer.from_pretrained(fixture_base)
-    ((document,),) = [example.documents for example in read_examples(job.training_file, tokenizer, 2048)]
+    ((document,),) = [example.documents for example in read_examples(job.training_file, tokenizer, 2048, lambda: None)]
     labels = [token for token, counts in zip(document.ids, document.weights, strict=True) if counts]
     assert tokenizer.decode(labels) == learned
     outcome = job.run()

@@ -62,6 +62,7 @@ class Rig:
             RunState(token_budget=budget),
             blind_loss(DOCUMENTS),
             lambda code, message: self.warnings.append(message),
+            lambda: None,
         )
 
     def loss(self, model: Any, batch: sft.MicroBatch, forward: sft.Forward) -> tuple[torch.Tensor, torch.Tensor]:

@@ -275,6 +275,22 @@ def test_an_exploding_loss_ends_the_run_and_keeps_the_checkpoints(
         outcome.blobs.verify(made.artifact)
 
 
+def speak_always() -> None:
+    """Take every chance to show that the run goes on."""
+    from trainer import run
+
+    run.Run.alive.__defaults__ = (0.0,)
+
+
+def test_long_phases_show_that_they_go_on(tmp_path: Path, fixture_base: Path) -> None:
+    asked = {"n_epochs": 1, "batch_size": 6, "validation_split": 0.25}
+    outcome = Job(tmp_path, fixture_base, rows(pairs(8)), asked).run(prepare=speak_always)
+    phases = [report.phase for report in outcome.of(PhaseChanged)]
+    assert phases[: 1 + 8] == ["load"] * 9  # once by itself, once per example
+    assert phases.count("train") > 1
+    assert phases.count("evaluate") > 1
+
+
 def break_gradients() -> None:
     """Make every gradient from step 3 on infinite, as an overflow would."""
     from trainer import optimization

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +15,10 @@ from trainer.methods import sft
 class Method(Protocol):
     """What a method's module provides; see trainer/methods/sft.py."""
 
-    def read_examples(self, path: Path, tokenizer: Any, maximum_tokens: int) -> list[Example]:
-        """Read a data file."""
+    def read_examples(
+        self, path: Path, tokenizer: Any, maximum_tokens: int, alive: Callable[[], None]
+    ) -> list[Example]:
+        """Read a data file, calling `alive` after each example."""
         ...
 
     def choose_forward(self, model: Any, documents: Sequence[Document], device: torch.device) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,8 +54,10 @@ class Forward(NamedTuple):
     """Label rows go through the output layer in chunks; else the model makes their logits itself."""
 
 
-def read_examples(path: Path, tokenizer: Any, maximum_tokens: int) -> list[Example]:
+def read_examples(path: Path, tokenizer: Any, maximum_tokens: int, alive: Callable[[], None]) -> list[Example]:
     """Read and render a data file; what is too long is cut, as it was when validation counted.
+
+    `alive` is called after each example.
 
     Raises: InvalidDataset for a line that validation would have refused.
     """
@@ -69,6 +71,7 @@ def read_examples(path: Path, tokenizer: Any, maximum_tokens: int) -> list[Examp
                 for rendered in render_training(tokenizer, item, maximum_tokens).examples
             )
             examples.append(Example(documents=documents, prompt=prompt_of(item)))
+            alive()
     return examples
 
 
