@@ -16,7 +16,7 @@ from projections import models as models_view
 from rose.domain import bases, files, job_commands, jobs, models
 from rose.domain.catalogue import Event
 from rose.domain.hyperparameters import LoraSettings
-from rose.errors import Conflict, NotFound, StaleEpoch
+from rose.errors import Conflict, InvalidState, NotFound, StaleEpoch
 from rose.log import read
 from rose.log.append import Actor, EntityRow, LeaseChange, ModelNameTaken, StreamWrite, append
 
@@ -208,7 +208,13 @@ class Commands:
     ) -> Outcome[Any]:
         for attempt in range(MAX_TRIES):
             before, version = await load()
-            state, writes = write(before, version)
+            try:
+                state, writes = write(before, version)
+            except (InvalidState, StaleEpoch, NotFound):
+                replayed = await self._answered_before(before, version, request)
+                if replayed is None:
+                    raise
+                return replayed
             if not writes:
                 return Outcome(state=state, version=version, events=(), position=None)
             happened = writes[0].events
@@ -221,6 +227,17 @@ class Commands:
                     raise
                 await anyio.sleep(random.uniform(0, 0.002 * (attempt + 1)))
         raise Conflict(f"Another writer was first {MAX_TRIES} times in a row.")
+
+    async def _answered_before(self, state: Any, version: int, request: Request) -> Outcome[Any] | None:
+        """Return the outcome of a command that was accepted before, or None.
+
+        An append whose answer was lost is asked for again, and by then the state may refuse it: a job that has
+        succeeded cannot succeed again.
+        """
+        known = await read.find_command(self._pool, request.command_id)
+        if known is None:
+            return None
+        return Outcome(state=state, version=version, events=(), position=None, replayed=True, response=known.response)
 
     async def _append(
         self,
