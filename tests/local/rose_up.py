@@ -121,6 +121,8 @@ def rose_up(data_dir: Path, environment: Mapping[str, str] | None = None) -> Ite
             family = up.family()
             up.end()
             assert_all_end(family)
+        if up.process is not None and up.process.stdout is not None:
+            up.process.stdout.close()
 
 
 def json(text: str) -> dict[str, object]:
