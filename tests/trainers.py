@@ -226,9 +226,11 @@ class House:
         """Run a trainer as `rose serve trainer` does; it is killed at the end of the block if it still lives."""
         settings = msgspec.structs.replace(self.settings, database_url=dsn, **overrides)
         log_path = self.settings.data_dir / "trainer.log"
+        command, fds = launcher.command([sys.executable, "-m", "rose.app", "trainer"])
         with log_path.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "rose.app", "trainer"],
+                command,
+                pass_fds=fds,
                 env={**os.environ, **to_environment(settings)},
                 cwd=REPOSITORY,
                 stdin=subprocess.DEVNULL,
