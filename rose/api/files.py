@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import unicodedata
 from collections.abc import AsyncIterator
@@ -24,7 +25,8 @@ from rose.api.errors import AnyRequest
 from rose.api.multipart import Upload, read_upload
 from rose.api.routes import AFTER, BINARY, TEXT, choice, delete, get, limit, post, record, text
 from rose.api.services import Services, TheServices
-from rose.blobs import TemporaryBlob
+from rose.blobs import BlobMismatch, TemporaryBlob
+from rose.domain.artifacts import Artifact
 from rose.domain.files import AddFile, FileState
 from rose.errors import InvalidRequest, NoSpace, NotFound, TooLarge
 from rose.ids import new_id
@@ -179,10 +181,12 @@ async def get_file_content(services: TheServices, file_id: FromPath[str]) -> Str
     state = await _usable(services, file_id)
     assert state.artifact is not None
     path = anyio.Path(services.blobs.path(state.artifact.path))
-    if not await path.is_file():
-        raise NotFound(f"The content of {file_id} is missing from the blob folder.", code="content_missing", param="id")
+    size = (await path.stat()).st_size if await path.is_file() else None
+    if size != state.artifact.bytes:
+        what = "is missing" if size is None else f"has {size} bytes, not {state.artifact.bytes}"
+        raise BlobMismatch(f"The content of {file_id} {what} in the blob folder.")
     return Stream(
-        read_blob(path),
+        _verified(path, state.artifact),
         media_type="application/octet-stream",
         headers={
             "content-length": str(state.artifact.bytes),
@@ -196,6 +200,20 @@ async def read_blob(path: anyio.Path) -> AsyncIterator[bytes]:
     async with await path.open("rb") as file:
         while piece := await file.read(READ_BYTES):
             yield piece
+
+
+async def _verified(path: anyio.Path, artifact: Artifact) -> AsyncIterator[bytes]:
+    """Yield a file; its last piece only once the hash of all of it is right, so that damage breaks the download off."""
+    digest = hashlib.sha256()
+    held_back = b""
+    async for piece in read_blob(path):
+        if held_back:
+            yield held_back
+        held_back = piece
+        await anyio.to_thread.run_sync(digest.update, piece)
+    if digest.hexdigest() != artifact.sha256:
+        raise BlobMismatch(f"{path} has other content than when it was written (SHA-256 differs).")
+    yield held_back
 
 
 def attachment(filename: str) -> str:

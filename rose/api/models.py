@@ -84,9 +84,8 @@ async def download_model(services: TheServices, model: FromPath[str]) -> Stream:
     if tuned is None:
         raise _missing(name)
     folder = services.blobs.path(tuned.artifact.path)
+    await anyio.to_thread.run_sync(services.blobs.verify, tuned.artifact)
     files = await anyio.to_thread.run_sync(_files, folder)
-    if not files:
-        raise NotFound(f"The files of {name} are missing from {folder}.", code="content_missing", param="model")
     archive = name.replace(":", "-").replace("/", "-")
     return Stream(
         _tar(folder, files, archive, tuned.created_at),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx2
 import openai
 import pytest
 
@@ -113,6 +114,20 @@ async def test_bad_uploads_name_the_field_and_leave_nothing(api: Running, form: 
     assert answer.json()["error"]["param"] == param
     assert answer.json()["error"]["type"] == "invalid_request_error"
     assert _stored(api) == []
+
+
+async def test_a_damaged_file_is_never_given_out_whole(api: Running, seed_file: Path) -> None:
+    made = await api.openai.files.create(file=seed_file, purpose="fine-tune")
+    path = anyio.Path(api.services.blobs.path(f"files/{made.id}"))
+    await path.write_bytes(SEED.replace(b"factorial", b"factoriel"))
+    with pytest.raises(httpx2.RemoteProtocolError):
+        await api.http.get(f"/v1/files/{made.id}/content")
+    await path.write_bytes(SEED[:-1])
+    cut = await api.http.get(f"/v1/files/{made.id}/content")
+    assert (cut.status_code, cut.json()["error"]["code"]) == (500, "blob_mismatch")
+    await path.unlink()
+    missing = await api.http.get(f"/v1/files/{made.id}/content")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (500, "blob_mismatch")
 
 
 async def test_a_path_in_the_name_is_cut_off(api: Running) -> None:

@@ -6,6 +6,7 @@ import io
 import tarfile
 from pathlib import Path
 
+import anyio
 import openai
 import pytest
 
@@ -71,6 +72,15 @@ async def test_the_adapter_comes_as_an_archive(api: Running, seed_file: Path, ch
         weights = archive.extractfile(f"{top}/adapter_model.safetensors")
         assert weights is not None
         assert weights.read() == (b"weights of step 50" if checkpoint else b"final weights")
+
+
+async def test_a_damaged_adapter_is_not_given_out(api: Running, seed_file: Path) -> None:
+    name = await tuned(api, seed_file)
+    model = await api.openai.models.retrieve(name)
+    assert model.model_extra is not None
+    await (anyio.Path(model.model_extra["folder"]) / "adapter_model.safetensors").write_text("other weights")
+    answer = await api.http.get(f"/v1/adapters/{name}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "blob_mismatch")
 
 
 async def test_training_goes_on_from_a_tuned_model_or_a_checkpoint(api: Running, seed_file: Path) -> None:
