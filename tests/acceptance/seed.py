@@ -16,7 +16,8 @@ from pathlib import Path
 import msgspec
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "workflow.md"
+DOCS = ROOT / "docs"
+PAGE = DOCS / "workflow.md"
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 OUTPUT = re.compile(r"# Output: (.*)")
 FILE_ID = "file_abc123"
@@ -26,14 +27,14 @@ ADDRESS = "http://localhost:8004"
 SECONDS = 300
 
 
-def blocks(language: str) -> list[str]:
-    """Return the page's code blocks of a language, in order."""
-    return [text for kind, text in BLOCK.findall(PAGE.read_text()) if kind == language]
+def blocks(page: str, language: str) -> list[str]:
+    """Return a page's code blocks of a language, in order."""
+    return [text for kind, text in BLOCK.findall(page) if kind == language]
 
 
 def training_data() -> str:
     """Return the JSONL that the page shows."""
-    [text] = blocks("jsonl")
+    [text] = blocks(PAGE.read_text(), "jsonl")
     return text
 
 
@@ -52,13 +53,13 @@ class Workflow:
         self.known: dict[str, str] = {ADDRESS: url}
         (folder / "training_data.jsonl").write_text(training_data())
 
-    def commands(self) -> list[tuple[str, str | None]]:
-        """Return every command of the page with the output line that it promises."""
+    def commands(self, page: str) -> list[tuple[str, str | None]]:
+        """Return every command of a page with the output line that it promises."""
         found: list[tuple[str, str | None]] = []
-        for block in blocks("bash"):
+        for block in blocks(page, "bash"):
             promised = OUTPUT.search(block)
             joined = re.sub(r"\\\n\s*", " ", block)
-            lines = joined.split("\n") if not joined.startswith("curl") else [block]
+            lines = [block] if "-d '{" in block else joined.split("\n")
             runnable = [line for line in lines if line.strip() and not line.startswith("#")]
             found.extend((line, promised.group(1) if promised else None) for line in runnable)
         return found
@@ -88,7 +89,7 @@ class Workflow:
     def follow(self) -> dict[str, str]:
         """Run the whole page in order and return each command's output."""
         outputs: dict[str, str] = {}
-        for command, promised in self.commands():
+        for command, promised in self.commands(PAGE.read_text()):
             if "finetune pause" in command:
                 self._make_a_long_job()
             output = self.run(command)

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tests import services
-from tests.acceptance.seed import JOB_ID, MODEL, Workflow, training_data
+from tests.acceptance.seed import DOCS, JOB_ID, MODEL, Workflow, training_data
 from tests.local.rose_up import RoseUp, rose_up
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -101,3 +101,23 @@ def test_a_second_adapter_leaves_the_first_one_alone(followed: tuple[Workflow, d
 def test_the_views_are_what_the_log_says(rose: RoseUp, followed: tuple[Workflow, dict[str, str]]) -> None:
     verified = rose.rose("projections", "verify")
     assert (verified.returncode, verified.stdout) == (0, "Every view is what the log says.\n"), verified
+
+
+@pytest.mark.parametrize("page", ["api.md", "operations.md"])
+def test_the_commands_of_the_other_pages_run_too(
+    rose: RoseUp, followed: tuple[Workflow, dict[str, str]], page: str
+) -> None:
+    workflow, _ = followed
+    here = Workflow(workflow.folder, rose.settings.url, rose.environment)
+    here.known.update(workflow.known)
+    commands = [command for command, _ in here.commands((DOCS / page).read_text())]
+    assert commands
+    for command in commands:
+        here.run(command)
+
+
+def test_the_logs_of_a_run_are_found_by_its_job(rose: RoseUp, followed: tuple[Workflow, dict[str, str]]) -> None:
+    workflow, _ = followed
+    shown = rose.rose("logs", workflow.known[JOB_ID])
+    assert shown.returncode == 0
+    assert "2 examples, 50 steps" in shown.stdout
