@@ -39,6 +39,8 @@ BACKOFF_SECONDS = (1.0, 5.0, 15.0)
 """Before the next attempt, after the first, second and any later one in a row that ended without progress."""
 STACK_SECONDS = 2.0
 """Time for a hung child to print its stacks before it is killed."""
+FAREWELL_SECONDS = 8.0
+"""Time for the last appends of a stopping trainer, after the drain; `rose up` gives it ten seconds."""
 EXIT_SECONDS = 10.0
 """Time for a child to exit once it has closed its reports; nothing it still does counts."""
 LONGEST_TICK_SECONDS = 1.0
@@ -241,8 +243,11 @@ class Supervision:
     # --- leaving ----------------------------------------------------------------------------------------------------
 
     async def _leave_on_stop(self) -> None:
+        """Drain when the trainer stops; without Postgres nothing can be given back, and that is not waited for long."""
         await self._stop.wait()
         self._leave.set()
+        await anyio.sleep(self._settings.drain_seconds + FAREWELL_SECONDS)
+        raise StaleEpoch(f"{self._owned.name} could not be given back in time; its lease will expire.")
 
     async def _drain(self, child: Child) -> None:
         """Once the run has to leave: let it make its recovery point within the bound, else kill it."""

@@ -71,3 +71,21 @@ async def test_a_child_that_nobody_can_vouch_for_is_killed_and_the_run_taken_up_
         assert sum(isinstance(event, RunStarted) for event in events) == 2
         assert any(isinstance(event, LeaseExpired | RunReleased) for event in events)
         assert [step for step, _ in await house.steps(job_id)] == list(range(1, STEADY_STEPS + 1))
+
+
+async def test_a_trainer_stops_although_nothing_can_be_given_back(
+    settings: Callable[..., Settings], fixture_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "FAREWELL_SECONDS", 1.0)
+    given = settings(**{**QUICK, "lease_seconds": 60.0, "abandon_seconds": 45.0, "drain_seconds": 0.5})
+    async with house_on_its_own_postgres(given, fixture_base) as (house, server):
+        async with house.trainer():
+            job_id = await house.create_queued()
+            await house.at_step(job_id, 50)
+            await anyio.to_thread.run_sync(server.kill)
+            began = anyio.current_time()
+        assert anyio.current_time() - began < 40
+        assert child_of(job_id, module=CHILD) is None
+        await anyio.to_thread.run_sync(server.start)
+        state = await house.state(job_id)
+        assert state.run is not None, "nobody could say that it ended; the lease will"
