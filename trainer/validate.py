@@ -7,8 +7,6 @@ run starts. Ends with `ValidationPassed` or `Failed`.
 from __future__ import annotations
 
 import hashlib
-import logging
-import subprocess
 import sys
 from collections.abc import Sequence, Set
 from pathlib import Path
@@ -17,23 +15,13 @@ from typing import Any, cast
 import msgspec
 
 from rose.domain.hyperparameters import TARGETS_ALL, DataFacts, Hyperparameters, LoraSettings, resolve
-from rose.domain.job_values import BaseRequest
 from rose.domain.training_data import ChatExample, Problem, read_examples
 from rose.errors import InvalidDataset, InvalidRequest, RoseError
-from rose.language_models.locate import (
-    TINY,
-    LocatedBase,
-    ModelNotAvailable,
-    is_built,
-    locate,
-    tiny_folder,
-    verify_fingerprint,
-)
+from rose.language_models.locate import LocatedBase, ModelNotAvailable
 from rose.language_models.template import load_tokenizer, render_training
 from trainer.child import failed, log_to_standard_error, open_channel, read_spec
-from trainer.protocol import Failed, ValidationPassed, ValidationSpec, Warned
-
-log = logging.getLogger(__name__)
+from trainer.fetching import Tell, fetch_base
+from trainer.protocol import Failed, PhaseChanged, ValidationPassed, ValidationSpec, Warned
 
 MAX_PROBLEMS = 50
 MAX_LINES_NAMED = 20
@@ -71,15 +59,19 @@ def main(arguments: Sequence[str]) -> int:
     spec = read_spec(arguments, ValidationSpec)
     channel = open_channel(spec.abandon_seconds)
     try:
-        channel.report(validate(spec))
+        channel.report(validate(spec, lambda phase: channel.report(PhaseChanged(phase=phase))))
     except RoseError as error:
         channel.report(failed(error, param="model" if isinstance(error, ModelNotAvailable) else None))
     return 0
 
 
-def validate(spec: ValidationSpec) -> ValidationPassed | Failed:
-    """Return what the job will train with, or why it cannot. Raises: RoseError (model, template or settings)."""
-    located = _locate(spec)
+def validate(spec: ValidationSpec, tell: Tell) -> ValidationPassed | Failed:
+    """Return what the job will train with, or why it cannot; `tell` hears what takes long.
+
+    Raises: RoseError (model, template or settings).
+    """
+    located = fetch_base(spec.base, models=Path(spec.models_dir), offline=spec.hub_offline, tell=tell)
+    tell("validate")
     tokenizer = load_tokenizer(located.path)
     validation: DataFile | None = None
     if spec.validation_file is not None:
@@ -101,32 +93,6 @@ def validate(spec: ValidationSpec) -> ValidationPassed | Failed:
         needs=_needs(located, numbers),
         warnings=tuple(_warnings(training, validation)),
     )
-
-
-def _locate(spec: ValidationSpec) -> LocatedBase:
-    base: BaseRequest = spec.base
-    models = Path(spec.models_dir)
-    revision = base.pinned.revision if base.pinned else None
-    if base.source == TINY and revision is None and not is_built(tiny_folder(models)):
-        _build_tiny(models)
-    located = locate(base.source, revision=revision, models_dir=models, offline=spec.hub_offline)
-    if base.pinned is not None:
-        verify_fingerprint(located, base.pinned)
-    return located
-
-
-def _build_tiny(models: Path) -> None:
-    """Build the toy model in a process of its own, since only that may load torch."""
-    log.info("building the model %r in %s; this takes about a minute", TINY, models)
-    command = [sys.executable, "-m", "rose.language_models.tiny", str(tiny_folder(models)), "--leave-with-stdin"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr) as builder:
-        # The pipe closes with this process, however it ends, and the builder with the pipe.
-        status = builder.wait()
-    if status != 0:
-        raise ModelNotAvailable(
-            f"The model {TINY!r} could not be built in {models} (exit status {status}).",
-            hint="The log of this job's validation says why; try `rose models build tiny`.",
-        )
 
 
 def _read(path: Path, tokenizer: Any, maximum_tokens: int, others: Set[int]) -> DataFile:

@@ -187,6 +187,13 @@ def describe(folder: Path, *, source: str, revision: str | None) -> LocatedBase:
     )
 
 
+def hub_cache_folder(source: str) -> Path:
+    """Return where the hub's library keeps, or would keep, the files of this hub id."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{source.replace('/', '--')}"
+
+
 def _fetch(source: str, revision: str | None, offline: bool) -> Path:
     from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from rose.language_models.locate import ModelNotAvailable, tiny_folder
 from rose.language_models.template import load_tokenizer, render_prompt
 from tests.eventually import eventually
 from tests.trainer.runs import SEED_EXAMPLES, pairs, rows
+from trainer import fetching
 from trainer import validate as validation
-from trainer.protocol import Failed, Report, ValidationPassed, ValidationSpec
+from trainer.protocol import Failed, PhaseChanged, Report, ValidationPassed, ValidationSpec
 
 SECONDS = 100
 Make = Callable[..., ValidationSpec]
@@ -69,15 +70,19 @@ def make(tmp_path: Path, fixture_base: Path) -> Make:
 
 
 def passed(spec: ValidationSpec) -> ValidationPassed:
-    answer = validation.validate(spec)
+    answer = validate(spec)
     assert isinstance(answer, ValidationPassed), answer
     return answer
 
 
 def refused(spec: ValidationSpec) -> Failed:
-    answer = validation.validate(spec)
+    answer = validate(spec)
     assert isinstance(answer, Failed), answer
     return answer
+
+
+def validate(spec: ValidationSpec) -> ValidationPassed | Failed:
+    return validation.validate(spec, lambda _: None)
 
 
 def warned(answer: ValidationPassed) -> dict[str, str]:
@@ -214,13 +219,13 @@ def test_calls_of_different_tools_are_different_conversations(make: Make) -> Non
 def test_an_unknown_layer_is_refused_before_a_trainer_loads_the_model(make: Make) -> None:
     spec = make(hyperparameters={"lora_config": {"target_modules": ["q_proj", "c_attn"]}})
     with pytest.raises(InvalidRequest, match=r"names c_attn, .*has: down_proj, gate_proj") as caught:
-        validation.validate(spec)
+        validate(spec)
     assert caught.value.param == "hyperparameters.lora_config.target_modules"
 
 
 def test_a_split_beside_a_validation_file_is_refused(make: Make) -> None:
     with pytest.raises(InvalidRequest, match="exclude each other"):
-        validation.validate(make(validation=rows(pairs(2)), hyperparameters={"validation_split": 0.5}))
+        validate(make(validation=rows(pairs(2)), hyperparameters={"validation_split": 0.5}))
 
 
 def test_the_shape_of_the_parents_adapter_is_kept(make: Make, fixture_base: Path) -> None:
@@ -231,7 +236,7 @@ def test_the_shape_of_the_parents_adapter_is_kept(make: Make, fixture_base: Path
     assert passed(make(base=base)).hyperparameters.lora_config == msgspec.convert(lora, LoraSettings)
     other = BaseModel(source=str(fixture_base), revision=None, fingerprint="0" * 64)
     with pytest.raises(ModelNotAvailable, match="not the one"):
-        validation.validate(make(base=BaseRequest(source=str(fixture_base), parent=parent, pinned=other)))
+        validate(make(base=BaseRequest(source=str(fixture_base), parent=parent, pinned=other)))
 
 
 # --- as a process
@@ -262,7 +267,7 @@ def finish(process: subprocess.Popen[bytes], read_fd: int) -> tuple[int, Sequenc
 
 def test_the_child_answers_by_one_report_and_never_loads_torch(make: Make, tmp_path: Path) -> None:
     status, reports, log = finish(*start(make(), tmp_path))
-    assert (status, [type(report) for report in reports]) == (0, [ValidationPassed]), log
+    assert (status, [type(report) for report in reports]) == (0, [PhaseChanged, ValidationPassed]), log
 
 
 def test_torch_cannot_be_loaded_by_the_child(make: Make, tmp_path: Path) -> None:
@@ -307,11 +312,29 @@ async def test_tiny_is_built_on_the_way_and_the_builder_ends_with_the_child(make
     builder = found[0]
     process.send_signal(signal.SIGKILL)
     status, reports, _ = finish(process, read_fd)
-    assert (status, reports) == (-signal.SIGKILL, [])
+    assert status == -signal.SIGKILL
+    assert set(reports) <= {PhaseChanged(phase="build")}
     await eventually(lambda: not builder.is_running() or builder.status() == psutil.STATUS_ZOMBIE, seconds=SECONDS)
     assert not tiny_folder(tmp_path / "models").exists()
 
 
-def test_json_of_the_specification_is_read_back(make: Make, tmp_path: Path) -> None:
-    spec = make()
-    assert msgspec.json.decode(json.dumps(msgspec.to_builtins(spec)).encode(), type=ValidationSpec) == spec
+def test_a_download_is_told_while_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make) -> None:
+    """The hub is replaced by files that appear where its library would put them."""
+    told: list[str] = []
+    heard = threading.Event()
+
+    def download(source: str, **_: Any) -> Any:
+        blobs = fetching.hub_cache_folder(source) / "blobs"
+        blobs.mkdir(parents=True)
+        (blobs / "weights.incomplete").write_bytes(b"x")
+        assert heard.wait(SECONDS)
+        raise ModelNotAvailable("enough")
+
+    monkeypatch.setattr(fetching, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(fetching, "locate", download)
+    monkeypatch.setattr(fetching, "hub_cache_folder", lambda source: tmp_path / "cache" / source)
+    with pytest.raises(ModelNotAvailable, match="enough"):
+        validation.validate(
+            make(base=BaseRequest(source="someone/large")), lambda phase: (told.append(phase), heard.set())[0]
+        )
+    assert told == ["download"]

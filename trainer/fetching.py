@@ -1,0 +1,102 @@
+"""Bring a job's base model to this machine: find, download or build it, and keep telling that it goes on. No torch.
+
+A download of many gigabytes takes longer than any sensible limit for silence, so each growth is told; one that hangs
+grows no more and is found by the supervisor's watchdog.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rose.domain.job_values import BaseRequest
+from rose.language_models.locate import (
+    TINY,
+    LocatedBase,
+    ModelNotAvailable,
+    hub_cache_folder,
+    is_built,
+    locate,
+    tiny_folder,
+    verify_fingerprint,
+)
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 5.0
+"""How often a download's size is looked at."""
+
+Tell = Callable[[str], None]
+"""Takes the phase that goes on: `download`, `build` or `validate`."""
+
+
+def fetch_base(base: BaseRequest, *, models: Path, offline: bool, tell: Tell) -> LocatedBase:
+    """Return the requested base, complete and on this machine.
+
+    Raises: ModelNotAvailable when it cannot be had, or is not the one that the job goes on from.
+    """
+    revision = base.pinned.revision if base.pinned else None
+    if base.source == TINY and revision is None and not is_built(tiny_folder(models)):
+        _build_tiny(models, tell)
+    with _telling_growth(hub_cache_folder(base.source), tell):
+        located = locate(base.source, revision=revision, models_dir=models, offline=offline)
+    if base.pinned is not None:
+        verify_fingerprint(located, base.pinned)
+    return located
+
+
+def _build_tiny(models: Path, tell: Tell) -> None:
+    """Build the toy model in a process of its own, since only that may load torch."""
+    folder = tiny_folder(models)
+    log.info("building the model %r in %s; this takes about a minute", TINY, folder)
+    command = [sys.executable, "-m", "rose.language_models.tiny", str(folder), "--leave-with-stdin"]
+    # The pipe to it closes with this process, however that ends, and the builder leaves with the pipe.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as builder:
+        assert builder.stdout is not None
+        for line in builder.stdout:
+            log.info("%s", line.rstrip())
+            tell("build")
+        status = builder.wait()
+    if status != 0:
+        raise ModelNotAvailable(
+            f"The model {TINY!r} could not be built in {models} (exit status {status}).",
+            hint="The log of this job's validation says why; try `rose models build tiny`.",
+        )
+
+
+@contextmanager
+def _telling_growth(folder: Path, tell: Tell) -> Generator[None]:
+    """While the block runs, tell `download` whenever the files in `folder` have become more."""
+    done = threading.Event()
+    before = _size(folder)
+
+    def look() -> None:
+        size = before
+        while not done.wait(LOOK_SECONDS):
+            now = _size(folder)
+            if now > size:
+                tell("download")
+            size = now
+
+    watcher = threading.Thread(target=look, name="download", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.lstat().st_size
+        except FileNotFoundError:
+            continue  # a part that has just got its final name
+    return total
