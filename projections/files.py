@@ -40,12 +40,17 @@ def row(state: FileState) -> EntityRow:
     return EntityRow(kind="files", id=state.id, doc=msgspec.json.encode(state))
 
 
+async def find(pool: Pool, file_id: str) -> FileState | None:
+    """Return the file, also when it was deleted or has expired; None when there never was one of that id."""
+    found = await fetch_row(pool, GET, file_id)
+    return None if found is None else msgspec.json.decode(found["doc"], type=FileState)
+
+
 async def get(pool: Pool, file_id: str, *, now: int) -> FileState | None:
     """Return the file, or None when there is none of that id that can be used at `now` (Unix seconds)."""
-    found = await fetch_row(pool, GET, file_id)
-    if found is None:
+    state = await find(pool, file_id)
+    if state is None:
         return None
-    state = msgspec.json.decode(found["doc"], type=FileState)
     gone = state.deleted_at is not None or (state.expires_at is not None and state.expires_at <= now)
     return None if gone else state
 

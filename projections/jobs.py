@@ -21,6 +21,9 @@ where ($1::text is null or created_position < (select created_position from rose
 order by created_position desc
 limit $4
 """
+UNFINISHED = """
+select doc from rose.jobs where status in ('validating_files', 'queued', 'running', 'paused') order by created_position
+"""
 GET = "select doc from rose.jobs where id = $1"
 BY_MODEL_NAME = "select doc from rose.jobs where model_name = $1"
 
@@ -44,6 +47,11 @@ async def get(pool: Pool, job_id: str) -> JobState | None:
 async def by_model_name(pool: Pool, name: str) -> JobState | None:
     """Return the job that reserved `name` for its model, whether or not the model exists by now."""
     return _state(await fetch_row(pool, BY_MODEL_NAME, name))
+
+
+async def unfinished(pool: Pool) -> list[JobState]:
+    """Return every job that has not ended, oldest first."""
+    return [msgspec.json.decode(found["doc"], type=JobState) for found in await fetch(pool, UNFINISHED)]
 
 
 async def newest_first(

@@ -10,6 +10,7 @@ from rose.log.pool import Pool, Record, fetch, fetch_row
 
 LIST = "select doc from rose.models where not deleted order by created_position desc"
 GET = "select doc from rose.models where id = $1 and not deleted"
+FIND = "select doc from rose.models where id = $1"
 BY_NAME = "select doc from rose.models where name = $1 and not deleted"
 
 
@@ -22,6 +23,11 @@ async def newest_first(pool: Pool) -> list[ModelState]:
     """Return every fine-tuned model that answers, newest first."""
     rows = await fetch(pool, LIST)
     return [msgspec.json.decode(found["doc"], type=ModelState) for found in rows]
+
+
+async def find(pool: Pool, job_id: str) -> ModelState | None:
+    """Return the model that a job made, also when it was deleted."""
+    return _state(await fetch_row(pool, FIND, job_id))
 
 
 async def of_job(pool: Pool, job_id: str) -> ModelState | None:

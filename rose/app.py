@@ -159,6 +159,7 @@ class _Server(uvicorn.Server):
 
 
 async def _api(given: settings.Settings, stop: anyio.Event) -> None:
+    from rose import sweeper
     from rose.api.app import create_app
     from rose.api.services import Services
     from rose.blobs import Blobs
@@ -173,12 +174,13 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
         pool = await _pool(given, stack, max_size=16)
         tailer = await stack.enter_async_context(Tailer(pool))
         engines = await stack.enter_async_context(EngineClient(token=given.inference_token))
+        blobs = Blobs(given.blobs)
         app = create_app(
             Services(
                 settings=given,
                 pool=pool,
                 tailer=tailer,
-                blobs=Blobs(given.blobs),
+                blobs=blobs,
                 commands=Commands(pool),
                 engines=engines,
             )
@@ -203,6 +205,7 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(announce)
+            tasks.start_soon(sweeper.run, pool, blobs, stop)
             await server.serve(sockets=[listener])
             tasks.cancel_scope.cancel()
 

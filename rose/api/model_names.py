@@ -101,10 +101,13 @@ def known_bases(services: Services) -> dict[str, str]:
 def _checkpoint(job: JobState, name: str, step: int) -> Tuned:
     for checkpoint in job.checkpoints:
         if checkpoint.step == step and job.base is not None and job.hyperparameters is not None:
-            lora = job.hyperparameters.lora_config
+            # An adapter trained on a whole fine-tuned model is saved merged into it (trainer/trained_model.py).
+            parent = job.base_request.parent if job.base_request else None
+            merged = parent is not None and parent.kind == "full"
+            lora = None if merged else job.hyperparameters.lora_config
             return Tuned(
                 name=name,
-                kind="adapter" if job.hyperparameters.use_lora else "full",
+                kind="adapter" if lora else "full",
                 artifact=checkpoint.artifact,
                 base=job.base,
                 created_at=checkpoint.created_at,
