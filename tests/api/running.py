@@ -145,7 +145,7 @@ class Trainer:
             )
         )
 
-    async def succeed(self, step: int = 2, artifact: Artifact | None = None) -> None:
+    async def succeed(self, step: int = 2, artifact: Artifact | None = None, kind: str = "adapter") -> None:
         """Save the model and the result file, and end the job."""
         artifact = artifact or self._publish(f"jobs/{self._job_id}/e{self.epoch}/model", "final weights")
         file_id = new_id("file_")
@@ -164,7 +164,7 @@ class Trainer:
             epoch=self.epoch,
             at=_now(),
             artifact=artifact,
-            kind="adapter",
+            kind=kind,
             step=step,
             trained_tokens=40,
             result_file=file_id,

@@ -93,6 +93,21 @@ async def test_training_goes_on_from_a_tuned_model_or_a_checkpoint(api: Running,
         assert job.model_extra["reserved_model"].count("-ft-") == 1
 
 
+async def test_a_checkpoint_on_a_whole_tuned_model_is_whole_itself(api: Running, seed_file: Path) -> None:
+    parent = await api.job(seed_file, hyperparameters={"use_lora": False})
+    trainer = Trainer(api.services, parent.id)
+    await trainer.validate()
+    await trainer.start()
+    await trainer.succeed(50, kind="full")
+    name = (await api.openai.fine_tuning.jobs.retrieve(parent.id)).fine_tuned_model
+    job = await api.job(seed_file, model=name)
+    await Trainer(api.services, job.id).run_to_success()
+    assert job.model_extra is not None
+    checkpoint = await api.openai.models.retrieve(f"{job.model_extra['reserved_model']}:ckpt-step-50")
+    assert checkpoint.model_extra is not None
+    assert checkpoint.model_extra["kind"] == "full"
+
+
 async def test_a_model_that_is_not_made_yet_says_so(api: Running, seed_file: Path) -> None:
     job = await api.job(seed_file)
     assert job.model_extra is not None
