@@ -63,7 +63,7 @@ async def create_file(request: AnyRequest, services: TheServices) -> Response[An
     if free - announced < settings.min_free_bytes:
         raise NoSpace(
             f"Only {free >> 20} MB are free for an upload of {announced >> 20} MB.",
-            hint="Delete files or models that are no longer needed.",
+            hint="Make room on that disk; `rose models delete` and `rose files delete` free theirs a day later.",
         )
     blob = await anyio.to_thread.run_sync(services.blobs.open_temporary, "upload")
     try:

@@ -214,7 +214,7 @@ async def _require_space(services: Services) -> None:
     if free < services.settings.min_free_bytes:
         raise NoSpace(
             f"Only {free >> 20} MB of disk are free; a job needs {services.settings.min_free_bytes >> 20} MB.",
-            hint="Delete files or models that are no longer needed.",
+            hint="Make room on that disk; `rose models delete` and `rose files delete` free theirs a day later.",
         )
 
 

@@ -130,7 +130,7 @@ async def test_below_the_floor_of_free_space_nothing_is_taken(settings: Callable
         answer = await api.http.post("/v1/files", content=form(1000), headers=FORM)
         assert answer.status_code == 507
         assert answer.headers["x-should-retry"] == "false"
-        assert "Delete files or models" in answer.json()["error"]["message"]
+        assert "rose models delete" in answer.json()["error"]["message"]
 
 
 async def test_below_the_floor_of_free_space_no_job_is_created(settings: Callable[..., Settings], pool: Pool) -> None:
