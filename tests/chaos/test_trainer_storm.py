@@ -9,6 +9,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from datetime import UTC, datetime
 
 import anyio
 import psutil
@@ -22,7 +23,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(580)]
 
 SEED = int(os.environ.get("ROSE_TEST_STORM_SEED", "3"))
 FAULTS = int(os.environ.get("ROSE_TEST_STORM_FAULTS", "14"))
-STEPS = 40
+EPOCHS = 15
+STEPS = 8 * EPOCHS
 
 
 class Trainers:
@@ -46,6 +48,7 @@ class Storm:
         self.jobs = jobs
         self.chance = chance
         self.done: Counter[str] = Counter()
+        self.notes: list[str] = []
 
     async def strike(self) -> None:
         """Do one thing; nothing when its victim is not there just now."""
@@ -64,11 +67,13 @@ class Storm:
             self.done[name] += 1
 
     def signal_child(self, number: signal.Signals) -> bool:
-        children = [child for job_id in self.jobs if (child := child_of(job_id)) is not None]
+        children = {job_id: child for job_id in self.jobs if (child := child_of(job_id)) is not None}
         if not children:
             return False
         try:
-            self.chance.choice(children).send_signal(number)
+            job_id = self.chance.choice(list(children))
+            children[job_id].send_signal(number)
+            self.notes.append(f"{datetime.now(UTC):%H:%M:%S} {number.name} {job_id} {children[job_id].pid}")
         except psutil.NoSuchProcess:
             return False
         return True
@@ -101,7 +106,7 @@ async def test_whatever_happens_every_job_succeeds_once_with_the_same_losses(hou
     house.reset(stall_seconds=2.0, phase_seconds=40.0, max_attempts=1000, log_level="INFO")
     chance = random.Random(SEED)
     with ExitStack() as stack:
-        jobs = [await house.create_queued(n_epochs=5, batch_size=1) for _ in range(3)]
+        jobs = [await house.create_queued(n_epochs=EPOCHS, batch_size=1) for _ in range(3)]
         trainers = Trainers(house, database_dsn, stack)
         await house.at_step(jobs[0], 1)
         storm = Storm(house, trainers, jobs, chance)
@@ -127,4 +132,4 @@ async def test_whatever_happens_every_job_succeeds_once_with_the_same_losses(hou
             elif isinstance(event, RunResumed):
                 assert event.from_step == newest
         assert child_of(job_id) is None, "no child is left over"
-    assert interruptions >= 2, f"the storm was none: {storm.done}"
+    assert interruptions >= 2, f"the storm was none: {storm.done} {storm.notes}"
