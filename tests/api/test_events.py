@@ -274,3 +274,54 @@ async def test_event_lists_may_be_empty(api: Running, seed_file: Path, query: st
     job = await api.job(seed_file)
     answer = await api.http.get(f"/v1/fine_tuning/jobs/{job.id}/events?{query}")
     assert (answer.status_code, answer.json()["data"], answer.json()["has_more"]) == (200, [], False)
+
+
+async def test_a_slow_client_is_only_behind(api: Running, seed_file: Path) -> None:
+    job = await api.job(seed_file)
+    trainer = Trainer(api.services, job.id)
+    await trainer.validate()
+    await trainer.start()
+    async with watching(api.http, job.id) as transcript:
+        await transcript.frame()
+        for batch in range(40):
+            await trainer.steps(batch * 200 + 1, batch * 200 + 200)
+        await trainer.succeed(8000)
+        frames = await transcript.rest()
+    everything = await logged(api.services.pool, job.id)
+    assert len(everything) > 8000
+    assert [number for number, _ in frames[:-1]] == everything[1:]
+
+
+async def test_clients_that_come_and_go_during_a_storm_miss_nothing(
+    api_settings: Settings, pool: Pool, seed_file: Path
+) -> None:
+    transcripts: list[list[str]] = [[] for _ in range(12)]
+
+    async def watch(http: httpx2.AsyncClient, seen: list[str], leave_after: int) -> None:
+        path = f"/v1/fine_tuning/jobs/{job.id}/events?stream=true"
+        while True:
+            headers = {"last-event-id": seen[-1]} if seen else {}
+            async with http.stream("GET", path, headers=headers) as response:
+                if response.status_code == 204:  # it left with the last frame
+                    return
+                transcript = Transcript(response)
+                for _ in range(leave_after):
+                    frame = await transcript.frame()
+                    if frame is None or frame[1] == "[DONE]":
+                        return
+                    assert frame[0] is not None
+                    seen.append(frame[0])
+
+    async with serving(api_settings, pool, ring=50) as running:
+        job = await running.job(seed_file)
+        trainer = Trainer(running.services, job.id)
+        await trainer.validate()
+        await trainer.start()
+        async with httpx2.AsyncClient(base_url=api_settings.url) as http, anyio.create_task_group() as tasks:
+            for index, seen in enumerate(transcripts):
+                tasks.start_soon(watch, http, seen, 5 + 7 * index)
+            for step in range(1, 150):
+                await trainer.steps(step, step)
+            await trainer.succeed(149)
+    everything = await logged(pool, job.id)
+    assert all(seen == everything for seen in transcripts)
