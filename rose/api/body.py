@@ -15,8 +15,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_KEY_SHOWN = 80
 
 
-class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """One page of a list: at most `limit` entries behind the entry `after`."""
+class PageRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Which page of a list is wanted: at most `limit` entries behind the entry `after`."""
 
     limit: int
     after: str | None
@@ -85,7 +85,7 @@ def _check(text: str, where: str, nul_allowed: bool) -> None:
         raise InvalidRequest(f"{where or 'The text'} contains {what}.", code="invalid_text", param=where or None)
 
 
-def query_page(request: AnyRequest, *, default: int, maximum: int, clamp: bool = False) -> Page:
+def query_page(request: AnyRequest, *, default: int, maximum: int, clamp: bool = False) -> PageRequest:
     """Return the paging parameters; with `clamp` a larger limit counts as `maximum`.
 
     Raises: InvalidRequest naming `limit` when it is no number from 0 to `maximum`.
@@ -105,7 +105,7 @@ def query_page(request: AnyRequest, *, default: int, maximum: int, clamp: bool =
                 code="invalid_value",
                 param="limit",
             )
-    return Page(limit=limit, after=request.query_params.get("after") or None)
+    return PageRequest(limit=limit, after=request.query_params.get("after") or None)
 
 
 def query_choice(request: AnyRequest, name: str, choices: tuple[str, ...], default: str) -> str:

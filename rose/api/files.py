@@ -149,12 +149,7 @@ async def list_files(request: AnyRequest, services: TheServices) -> wire.Listing
         order=cast(files_view.Order, order),
     )
     data = [wire.file(state) for state in found.entries]
-    return wire.Listing(
-        data=data,
-        first_id=data[0].id if data else "",
-        last_id=data[-1].id if data else "",
-        has_more=found.has_more and page.limit > 0,
-    )
+    return wire.listing(data, has_more=found.has_more, none="")
 
 
 @get("/v1/files/{file_id:str}")

@@ -66,12 +66,7 @@ async def list_jobs(request: AnyRequest, services: TheServices) -> wire.Listing[
         without_metadata=request.query_params.get("metadata") == "null",
     )
     data = [await _described(services, state) for state in found.entries]
-    return wire.Listing(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=found.has_more and page.limit > 0,
-    )
+    return wire.listing(data, has_more=found.has_more)
 
 
 @get("/v1/fine_tuning/jobs/{job_id:str}")
@@ -117,16 +112,10 @@ async def list_events(request: AnyRequest, services: TheServices, job_id: FromPa
     try:
         after = parse_event_id(page.after) if page.after else None
     except InvalidRequest:
-        return Response(wire.empty_listing(), status_code=200)
+        return Response(wire.listing(list[wire.JobEvent](), has_more=False), status_code=200)
     found = await job_events_view.newest_first(services.pool, job_id, limit=page.limit, after=after)
     data = [wire.job_event(one.message, int(one.recorded_at.timestamp())) for one in found.entries]
-    listing = wire.Listing(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=found.has_more and page.limit > 0,
-    )
-    return Response(listing, status_code=200)
+    return Response(wire.listing(data, has_more=found.has_more), status_code=200)
 
 
 @get("/v1/fine_tuning/jobs/{job_id:str}/checkpoints", queries=(limit(10, MAX_CHECKPOINTS_LISTED), AFTER))
@@ -139,12 +128,7 @@ async def list_checkpoints(
     check_text({"after": page.after})
     made = await checkpoints_view.newest_first(services.pool, job_id, limit=page.limit + 1, after=page.after)
     data = [wire.checkpoint(one) for one in made[: page.limit]]
-    return wire.Listing(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=len(made) > page.limit > 0,
-    )
+    return wire.listing(data, has_more=len(made) > page.limit)
 
 
 async def _change(

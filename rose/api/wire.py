@@ -6,7 +6,7 @@ Pure: a state and a moment in, a struct out. Fields marked "ROSE" are not in Ope
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -44,9 +44,22 @@ class Listing(msgspec.Struct, Generic[Entry], frozen=True, kw_only=True):
     has_more: bool
 
 
-def empty_listing() -> Listing[Any]:
-    """Return the page behind an unknown cursor."""
-    return Listing(data=[], first_id=None, last_id=None, has_more=False)
+class _Named(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+NamedEntry = TypeVar("NamedEntry", bound=_Named)
+
+
+def listing(data: list[NamedEntry], *, has_more: bool, none: str | None = None) -> Listing[NamedEntry]:
+    """Return a page of a list; `none` stands for the ids of an empty one (OpenAI's file list wants a text there)."""
+    return Listing(
+        data=data,
+        first_id=data[0].id if data else none,
+        last_id=data[-1].id if data else none,
+        has_more=has_more and bool(data),
+    )
 
 
 class Deleted(msgspec.Struct, frozen=True, kw_only=True):
