@@ -13,7 +13,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
 
 from rose.api import chat, files, fine_tuning, health, models
-from rose.api.access import require_key
+from rose.api.access import check_access
 from rose.api.errors import EXCEPTION_HANDLERS
 from rose.api.services import Services
 from rose.api.transport import request_envelope
@@ -35,7 +35,7 @@ def create_app(services: Services) -> ASGIApp:
             [*health.HANDLERS, *files.HANDLERS, *fine_tuning.HANDLERS, *models.HANDLERS, *chat.HANDLERS],
             state=State({"services": services}),
             dependencies={"services": Provide(lambda: services, sync_to_thread=False, use_cache=True)},
-            guards=[require_key],
+            guards=[check_access],
             exception_handlers=EXCEPTION_HANDLERS,
             request_max_body_size=MAX_BODY_BYTES,
             cors_config=CORSConfig(allow_origins=origins, expose_headers=EXPOSED_HEADERS) if origins else None,

@@ -91,3 +91,37 @@ async def test_ready_names_what_is_missing(api: Running) -> None:
     answer = await api.http.get("/ready")
     assert answer.status_code == 503
     assert answer.json()["status"] == "not_ready"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"host": "localhost:8004"}, 200),
+        ({"host": "[::1]:8004"}, 200),
+        ({"host": "rebound.example:8004"}, 403),
+        ({"host": "10.0.0.7"}, 403),
+        ({"host": "]"}, 403),
+        ({"origin": "https://thorns.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://localhost:8004", "host": "localhost:8004"}, 200),
+        ({"origin": "http://localhost:3000", "host": "localhost:8004"}, 403),
+    ],
+)
+async def test_without_keys_foreign_pages_stay_outside(
+    shared_api: Running, headers: dict[str, str], status: int
+) -> None:
+    answer = await shared_api.http.get("/v1/files", headers=headers)
+    assert answer.status_code == status, answer.text
+    if status == 403:
+        assert answer.json()["error"]["code"] == "foreign_page"
+
+
+async def test_an_allowed_origin_and_the_public_name_may_call_without_keys(
+    settings: Callable[..., Settings], pool: Pool
+) -> None:
+    given = settings(port=free_port(), cors_origins=["https://roses.example"])
+    async with serving(given, pool) as api:
+        answer = await api.http.get("/v1/files", headers={"origin": "https://roses.example"})
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == "https://roses.example"
