@@ -6,13 +6,16 @@ import json
 import re
 from typing import Any, NoReturn
 
+import anyio
 import msgspec
 
-from rose.api.errors import AnyRequest
+from rose.api.errors import AnyRequest, SlowRequest
 from rose.errors import InvalidRequest
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_KEY_SHOWN = 80
+BODY_SECONDS = 60.0
+"""Longest time that a JSON body may take to arrive."""
 
 
 class PageRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +31,11 @@ async def read_object(request: AnyRequest, *, nul_allowed: bool = False) -> dict
     Raises: InvalidRequest when the body is no JSON object, or a text in it has a lone surrogate (or a NUL, unless
     `nul_allowed`), which the log cannot hold; the error names the field.
     """
-    body = await request.body()
+    try:
+        with anyio.fail_after(BODY_SECONDS):
+            body = await request.body()
+    except TimeoutError:
+        raise SlowRequest() from None
     if not body:
         raise InvalidRequest("The request body is empty; a JSON object is needed.", code="invalid_json")
     try:

@@ -52,6 +52,13 @@ class ErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
     error: ErrorBody
 
 
+class SlowRequest(InvalidRequest):
+    """The rest of the request did not come in time."""
+
+    status = 408
+    default_code = "request_timeout"
+
+
 def error_json(error: RoseError) -> bytes:
     """Return the JSON body for `error`; also what a stream sends when it breaks in the middle."""
     body = ErrorBody(message=str(error), type=error.kind, param=error.param, code=error.code)

@@ -21,7 +21,7 @@ from projections import files as files_view
 from rose.api import wire
 from rose.api.asking import asked, stored_answer
 from rose.api.body import check_text, query_choice, query_page
-from rose.api.errors import AnyRequest
+from rose.api.errors import AnyRequest, SlowRequest
 from rose.api.multipart import Upload, read_upload
 from rose.api.routes import AFTER, BINARY, TEXT, choice, delete, get, limit, post, record, text
 from rose.api.services import Services, TheServices
@@ -38,6 +38,8 @@ SHORTEST_LIFE_SECONDS = 3600
 LONGEST_LIFE_SECONDS = 2_592_000
 FORM_OVERHEAD_BYTES = 1 << 20
 READ_BYTES = 1 << 18
+SILENCE_SECONDS = 60.0
+"""How long an upload may stand still."""
 UPLOAD_FORM = record(
     ("file", "purpose"),
     file=BINARY,
@@ -75,7 +77,7 @@ async def create_file(request: AnyRequest, services: TheServices) -> Response[An
 
 async def _receive(request: AnyRequest, max_bytes: int, blob: TemporaryBlob) -> tuple[str, str, int | None]:
     """Read the upload into `blob` and return file name, purpose and lifetime in seconds."""
-    chunks = request.stream()
+    chunks = _in_time(request.stream())
     content_type = request.headers.get("content-type", "")
     try:
         upload = await read_upload(chunks, content_type, blob.write, file_field="file", max_bytes=max_bytes)
@@ -83,6 +85,19 @@ async def _receive(request: AnyRequest, max_bytes: int, blob: TemporaryBlob) -> 
     except (InvalidRequest, TooLarge):
         await _drain(chunks)
         raise
+
+
+async def _in_time(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield what comes. Raises: SlowRequest when nothing more comes for a while."""
+    while True:
+        try:
+            with anyio.fail_after(SILENCE_SECONDS):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise SlowRequest(f"The upload was silent for {SILENCE_SECONDS:.0f} seconds.") from None
+        yield chunk
 
 
 async def _store(

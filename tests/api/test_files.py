@@ -11,6 +11,7 @@ import httpx2
 import openai
 import pytest
 
+from rose.api import files
 from tests.api.running import SEED, Running
 from tests.eventually import eventually
 
@@ -158,7 +159,7 @@ async def test_a_cut_off_upload_leaves_nothing(api: Running) -> None:
         b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
     )
     request = (
-        b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        b"POST /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
         b"Content-Length: 100000000\r\n\r\n"
     )
     stream = await anyio.connect_tcp("127.0.0.1", api.services.settings.port)
@@ -167,6 +168,21 @@ async def test_a_cut_off_upload_leaves_nothing(api: Running) -> None:
         await eventually(lambda: any(size > 1 << 20 for _, size in _stored(api)))
     await eventually(lambda: _stored(api) == [])
     assert (await api.http.get("/v1/files")).json()["data"] == []
+
+
+async def test_an_upload_that_stands_still_is_given_up(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "SILENCE_SECONDS", 0.2)
+    request = (
+        b"POST /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        b"Content-Length: 1000\r\n\r\n--x\r\n"
+    )
+    async with await anyio.connect_tcp("127.0.0.1", api.services.settings.port) as stream:
+        await stream.send(request)
+        with anyio.fail_after(30):
+            answer = await stream.receive()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"The upload was silent" in answer
+    assert _stored(api) == []
 
 
 def _stored(api: Running) -> list[tuple[str, int]]:
