@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from itertools import pairwise
 
-import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +12,8 @@ from hypothesis import strategies as st
 from rose.api import multipart
 from rose.api.multipart import Upload, boundary_of, read_upload
 from rose.errors import InvalidRequest, TooLarge
+
+pytestmark = pytest.mark.anyio
 
 BOUNDARIES = [b"\r\n--rose", b"\r\n--rose-\r\n", b"--rose--", b"\r\n"]
 CONTENTS = st.one_of(st.binary(max_size=300), st.sampled_from(BOUNDARIES))
@@ -27,7 +28,7 @@ def body(content: bytes, purpose: str) -> bytes:
     ) % (purpose.encode(), content)
 
 
-def read(pieces: list[bytes], *, max_bytes: int = 1 << 20) -> tuple[Upload, bytes]:
+async def read(pieces: list[bytes], *, max_bytes: int = 1 << 20) -> tuple[Upload, bytes]:
     """Parse a body that comes in `pieces` and return what was found and what was written."""
     written = bytearray()
 
@@ -35,28 +36,26 @@ def read(pieces: list[bytes], *, max_bytes: int = 1 << 20) -> tuple[Upload, byte
         for piece in pieces:
             yield piece
 
-    async def parse() -> Upload:
-        return await read_upload(
-            chunks(), "multipart/form-data; boundary=rose", written.extend, file_field="file", max_bytes=max_bytes
-        )
-
-    return anyio.run(parse), bytes(written)
+    upload = await read_upload(
+        chunks(), "multipart/form-data; boundary=rose", written.extend, file_field="file", max_bytes=max_bytes
+    )
+    return upload, bytes(written)
 
 
 @settings(deadline=None, max_examples=60)
 @given(content=CONTENTS, cuts=st.lists(st.integers(0, 500), max_size=12))
-def test_any_cut_gives_the_same_file(content: bytes, cuts: list[int]) -> None:
+async def test_any_cut_gives_the_same_file(content: bytes, cuts: list[int]) -> None:
     if b"\r\n--rose" in content:
         content = content.replace(b"--rose", b"--lily")  # no client puts its own boundary into a part
     whole = body(content, "fine-tune")
     ends = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
     pieces = [whole[start:end] for start, end in pairwise(ends)]
-    upload, written = read(pieces)
+    upload, written = await read(pieces)
     assert written == content
     assert (upload.bytes, upload.filename, upload.fields) == (len(content), "a.jsonl", {"purpose": "fine-tune"})
 
 
-def test_content_goes_on_before_the_body_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_content_goes_on_before_the_body_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multipart, "WRITE_BYTES", 10)
     sizes: list[int] = []
 
@@ -65,36 +64,33 @@ def test_content_goes_on_before_the_body_is_complete(monkeypatch: pytest.MonkeyP
         for start in range(0, len(whole), 100):
             yield whole[start : start + 100]
 
-    async def parse() -> None:
-        await read_upload(
-            chunks(),
-            "multipart/form-data; boundary=rose",
-            lambda piece: sizes.append(len(piece)),
-            file_field="file",
-            max_bytes=1000,
-        )
-
-    anyio.run(parse)
+    await read_upload(
+        chunks(),
+        "multipart/form-data; boundary=rose",
+        lambda piece: sizes.append(len(piece)),
+        file_field="file",
+        max_bytes=1000,
+    )
     assert sum(sizes) == 1000
     assert max(sizes) <= 100
 
 
 @pytest.mark.parametrize("size", [11, 5000])
-def test_a_file_over_the_limit_is_refused(size: int) -> None:
+async def test_a_file_over_the_limit_is_refused(size: int) -> None:
     with pytest.raises(TooLarge):
-        read([body(b"x" * size, "fine-tune")], max_bytes=10)
+        await read([body(b"x" * size, "fine-tune")], max_bytes=10)
 
 
-def test_a_field_without_end_is_refused() -> None:
+async def test_a_field_without_end_is_refused() -> None:
     with pytest.raises(TooLarge) as refused:
-        read([body(b"x", "y" * (65 << 10))])
+        await read([body(b"x", "y" * (65 << 10))])
     assert refused.value.param == "purpose"
 
 
 @pytest.mark.parametrize("cut", [1, 30, 60, 120, -3, -5, -9])
-def test_a_cut_off_body_is_refused(cut: int) -> None:
+async def test_a_cut_off_body_is_refused(cut: int) -> None:
     with pytest.raises(InvalidRequest):
-        read([body(b"some content", "fine-tune")[:cut]])
+        await read([body(b"some content", "fine-tune")[:cut]])
 
 
 @pytest.mark.parametrize("kind", ["", "application/json", "multipart/form-data", "multipart/mixed; boundary=x"])
