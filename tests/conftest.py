@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-import anyio
 import asyncpg
 import pytest
 
 from rose.settings import Settings, load
 from tests import services
+from tests.in_own_loop import in_own_loop
 
 # Before anything imports torch: several threads beside a busy neighbour are many times slower than one.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ROSE_TORCH_THREADS", "ROSE_INFERENCE_THREADS"):
@@ -86,9 +86,9 @@ async def database_dsn(anyio_backend: str, postgres_dsn: str, template_database:
 def database_dsn_for_processes(postgres_dsn: str) -> Iterator[str]:
     """Address of a fresh database for a test that is not async itself; whoever opens it first migrates it."""
     name = f"rose_test_{secrets.token_hex(6)}"
-    anyio.run(_execute, postgres_dsn, f"create database {name}")
+    in_own_loop(_execute(postgres_dsn, f"create database {name}"))
     yield _with_database(postgres_dsn, name)
-    anyio.run(_execute, postgres_dsn, f"drop database {name} with (force)")
+    in_own_loop(_execute(postgres_dsn, f"drop database {name} with (force)"))
 
 
 @pytest.fixture

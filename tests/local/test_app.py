@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import anyio
 import httpx2
 import pytest
 
@@ -18,6 +17,7 @@ from rose import leases
 from rose.log.pool import open_pool
 from rose.settings import Settings, to_environment
 from tests.eventually import eventually
+from tests.in_own_loop import in_own_loop
 from tests.local.rose_up import free_port
 
 pytestmark = pytest.mark.timeout(300)
@@ -67,7 +67,7 @@ def process(kind: str, settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
             await pool.close()
 
     try:
-        anyio.run(announced)
+        in_own_loop(announced())
         yield started
     finally:
         if started.poll() is None:
@@ -82,7 +82,7 @@ def given(settings: Make, database_dsn_for_processes: str) -> Settings:
 
         await migrate(database_dsn_for_processes)
 
-    anyio.run(migrated)
+    in_own_loop(migrated())
     return settings(database_url=database_dsn_for_processes, port=free_port())
 
 
@@ -119,7 +119,7 @@ def test_it_runs_without_torch_and_ends_at_a_signal(kind: str, given: Settings) 
         finally:
             await pool.close()
 
-    assert anyio.run(left) == [], "it took its leave"
+    assert in_own_loop(left()) == [], "it took its leave"
 
 
 def test_two_apis_on_one_port_is_a_sentence(given: Settings) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio
 import httpx2
 import msgspec
 import pytest
@@ -22,6 +21,7 @@ from rose.subjects import STREAM, Message
 from tests import services
 from tests.acceptance.seed import MODEL, Workflow, training_data
 from tests.eventually import eventually
+from tests.in_own_loop import in_own_loop
 from tests.local.composed import COMPOSE, Composed, interpolated
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -39,7 +39,7 @@ class WorkflowWithKey(Workflow):
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    anyio.run(eventually, condition)
+    in_own_loop(eventually(condition))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_only_the_relay_may_publish_and_a_reader_may_follow(composed: Composed) 
                 assert first.subject.startswith("rose.v1.file.")
                 await first.ack()
 
-    anyio.run(try_both)
+    in_own_loop(try_both())
 
 
 def test_everything_goes_on_without_nats_and_the_relay_catches_up(composed: Composed, tmp_path: Path) -> None:
@@ -145,5 +145,5 @@ def test_everything_goes_on_without_nats_and_the_relay_catches_up(composed: Comp
         finally:
             await pool.close()
 
-    anyio.run(caught_up)
+    in_own_loop(caught_up())
     wait_until(lambda: composed.ready().get("status") == "ready")

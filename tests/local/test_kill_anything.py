@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import anyio
 import httpx2
 import psutil
 import pytest
@@ -22,6 +21,7 @@ from rose.log.read import Recorded, read_stream
 from tests import services
 from tests.checker import check_log
 from tests.eventually import eventually
+from tests.in_own_loop import in_own_loop
 from tests.local.rose_up import KINDS, RoseUp, assert_all_end, rose_up
 from tests.trainers import EXAMPLES, jsonl
 
@@ -61,7 +61,7 @@ def long_job(up: RoseUp) -> Iterator[Job]:
 
 
 def wait_for(condition: Callable[[], Value]) -> Value:
-    return anyio.run(eventually, condition, SECONDS)
+    return in_own_loop(eventually(condition, SECONDS))
 
 
 class Job:
@@ -105,7 +105,7 @@ class Job:
             finally:
                 await pool.close()
 
-        return anyio.run(read)
+        return in_own_loop(read())
 
     def assert_whole(self) -> None:
         """Wait for the job's end; fail unless it succeeded once, with each step reported exactly once, in order."""
@@ -117,7 +117,7 @@ class Job:
         assert steps == list(range(1, self.steps + 1))
         address = state.connection(self.up.settings).database_url
         assert address is not None
-        assert anyio.run(check_log, address) == []
+        assert in_own_loop(check_log(address)) == []
 
 
 def training_child(up: RoseUp) -> psutil.Process | None:

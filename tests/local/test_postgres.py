@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import anyio
 import asyncpg
 import psutil
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from rose.errors import Unavailable
 from rose.local import account, postgres, processes
 from rose.local.postgres import Postgres
+from tests.in_own_loop import in_own_loop
 from tests.services import Server
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to drop its rights")
@@ -28,7 +28,7 @@ def query(service: Postgres, text: str) -> object:
         finally:
             await connection.close()
 
-    return anyio.run(ask)
+    return in_own_loop(ask())
 
 
 def test_data_survives_a_stop_and_a_crash(private_folder: Path) -> None:

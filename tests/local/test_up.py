@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import anyio
 import asyncpg
 import httpx2
 import psutil
@@ -18,6 +17,7 @@ import pytest
 
 from rose.local import state
 from tests.eventually import eventually
+from tests.in_own_loop import in_own_loop
 from tests.local.rose_up import KINDS, RoseUp, assert_all_end, rose_up
 
 pytestmark = pytest.mark.timeout(400)
@@ -37,11 +37,11 @@ def execute(up: RoseUp, statement: str) -> object:
         finally:
             await connection.close()
 
-    return anyio.run(ask)
+    return in_own_loop(ask())
 
 
 def wait_until(condition) -> object:
-    return anyio.run(eventually, condition)
+    return in_own_loop(eventually(condition))
 
 
 def test_it_starts_in_a_private_folder_says_where_it_answers_and_ends_at_ctrl_c(up: RoseUp) -> None:
