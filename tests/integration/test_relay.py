@@ -297,17 +297,17 @@ async def test_nats_away_for_a_while_then_everything_arrives(pool: Pool, bus: Bu
             await anyio.to_thread.run_sync(kill)
             await eventually(lambda: not bus.connected)
             last = await append_files(pool, 300)  # appends do not wait for NATS
-            (progress,) = await list_projections(pool)
-            assert (progress.name, progress.status) == ("relay", "waiting")
+            await eventually(lambda: said(pool, "waiting"))
             await anyio.to_thread.run_sync(server.start)
             await reaches(bus, last)
-        await eventually(lambda: said_running(pool))
+        await eventually(lambda: said(pool, "running"))
     await assert_copy(pool, bus)
 
 
-async def said_running(pool: Pool) -> bool:
+async def said(pool: Pool, status: str) -> bool:
     (progress,) = await list_projections(pool)
-    return progress.status == "running" and progress.error is None
+    assert progress.name == "relay"
+    return progress.status == status and (progress.error is None) == (status == "running")
 
 
 async def test_nats_killed_in_the_middle_of_publishing(pool: Pool, bus: Bus, server: NatsServer) -> None:
@@ -376,7 +376,7 @@ async def test_nats_ahead_of_a_restored_postgres_halts_the_relay(
 
         await rebuild_stream(pool, bus, SETTINGS)
         await reaches(bus, 120)
-        await eventually(lambda: said_running(pool))
+        await eventually(lambda: said(pool, "running"))
     await assert_copy(pool, bus)
 
 
@@ -505,7 +505,7 @@ async def test_the_audit_runs_each_minute(pool: Pool, bus: Bus, monkeypatch: pyt
         await bus.update_stream(stream_settings(SETTINGS), metadata={**facts.metadata, "rose_log_id": "another"})
         await alarm(pool)  # nothing was appended, nothing was reconnected
         await bus.update_stream(stream_settings(SETTINGS), metadata=facts.metadata)
-        await eventually(lambda: said_running(pool))
+        await eventually(lambda: said(pool, "running"))
 
 
 # --- content that NATS refuses
