@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= trainer,local
+# Test processes side by side. More than the cores: most tests wait for a process or a lease most of the time.
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev quickstart up test test-fast lint types layers format check bench clean
@@ -33,7 +35,7 @@ up: setup ## Start ROSE on this machine
 	$(BIN)/rose up
 
 test: setup-dev ## Run all tests: real Postgres, NATS and torch, started by the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: setup-dev ## Run the tests that need no service
 	$(BIN)/pytest tests/unit
