@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from rose.api.errors import AnyRequest, SlowRequest
 from rose.errors import InvalidRequest
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_LOWEST, _HIGHEST = -(1 << 63), (1 << 64) - 1
+"""Numbers that every reader of JSON can hold; with them infinity, which `1e999` is read as, is refused, too."""
 MAX_KEY_SHOWN = 80
+MAX_DEPTH = 100
+"""Values in values that a body may hold; templates and other readers of it would fail where it is much deeper."""
 BODY_SECONDS = 60.0
 """Longest time that a JSON body may take to arrive."""
+LARGE_BODY_BYTES = 1 << 18
+"""A larger body is read in a thread, so that the others' streams do not stand still meanwhile."""
 
 
 class PageRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,14 +36,19 @@ class PageRequest(msgspec.Struct, frozen=True, kw_only=True):
 async def read_object(request: AnyRequest, *, nul_allowed: bool = False) -> dict[str, Any]:
     """Return the request's JSON object.
 
-    Raises: InvalidRequest when the body is no JSON object, or a text in it has a lone surrogate (or a NUL, unless
-    `nul_allowed`), which the log cannot hold; the error names the field.
+    Raises: InvalidRequest when the body is no JSON object, or holds what the log cannot: see `check_values`.
     """
     try:
         with anyio.fail_after(BODY_SECONDS):
             body = await request.body()
     except TimeoutError:
         raise SlowRequest() from None
+    if len(body) < LARGE_BODY_BYTES:
+        return _object_in(body, nul_allowed)
+    return await anyio.to_thread.run_sync(_object_in, body, nul_allowed)
+
+
+def _object_in(body: bytes, nul_allowed: bool) -> dict[str, Any]:
     if not body:
         raise InvalidRequest("The request body is empty; a JSON object is needed.", code="invalid_json")
     try:
@@ -54,7 +67,7 @@ async def read_object(request: AnyRequest, *, nul_allowed: bool = False) -> dict
         raise InvalidRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(value, dict):
         raise InvalidRequest("The request body must be a JSON object.", code="invalid_json")
-    check_text(value, nul_allowed=nul_allowed)
+    check_values(value, nul_allowed=nul_allowed)
     return value
 
 
@@ -62,34 +75,53 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def check_text(value: Any, path: str = "", *, nul_allowed: bool = False) -> None:
-    """Raises: InvalidRequest naming the field whose key or text has a lone surrogate or a NUL."""
-    pending: list[tuple[str, Any]] = [(path, value)]
-    while pending:
-        where, item = pending.pop()
-        match item:
-            case str():
-                _check(item, where, nul_allowed)
-            case dict():
-                for key, inner in item.items():
-                    shown = key[:MAX_KEY_SHOWN].encode("utf-8", "replace").decode().replace("\0", "?")
-                    name = f"{where}.{shown}" if where else shown
-                    _check(key, name, nul_allowed)
-                    pending.append((name, inner))
-            case list():
-                pending.extend((f"{where}[{index}]", inner) for index, inner in enumerate(item))
-            case _:
-                pass
+def check_values(value: Any, path: str = "", *, nul_allowed: bool = False) -> None:
+    """Check the texts and numbers in a JSON value, in memory that does not grow with its size.
+
+    Raises: InvalidRequest naming the field whose key or text has a lone surrogate or (unless `nul_allowed`) a NUL,
+    whose number does not fit into 64 bits, or that is nested too deeply.
+    """
+    place: list[str | int] = []
+    inside: list[Iterator[tuple[str | int, Any]]] = [iter([(path, value)])]
+    while inside:
+        for name, item in inside[-1]:
+            problem = _problem(name, nul_allowed) or _problem(item, nul_allowed)
+            if problem is not None:
+                raise _unusable(problem, [*place, name])
+            if isinstance(item, (dict, list)):
+                if len(inside) > MAX_DEPTH:
+                    raise _unusable(("is nested too deeply", "invalid_json"), place[:2])
+                inside.append(iter(item.items()) if isinstance(item, dict) else enumerate(item))
+                place.append(name)
+                break
+        else:
+            inside.pop()
+            del place[-1:]
 
 
-def _check(text: str, where: str, nul_allowed: bool) -> None:
-    what = None
-    if "\0" in text and not nul_allowed:
-        what = "a NUL character"
-    elif _SURROGATE.search(text):
-        what = "half of a surrogate pair, which is no character"
-    if what:
-        raise InvalidRequest(f"{where or 'The text'} contains {what}.", code="invalid_text", param=where or None)
+def _problem(value: Any, nul_allowed: bool) -> tuple[str, str] | None:
+    """Return what is wrong with a key, a text or a number, and the code for it."""
+    if isinstance(value, str):
+        if "\0" in value and not nul_allowed:
+            return "contains a NUL character", "invalid_text"
+        if _SURROGATE.search(value):
+            return "contains half of a surrogate pair, which is no character", "invalid_text"
+    elif isinstance(value, (int, float)) and not _LOWEST <= value <= _HIGHEST:
+        return "is a number out of range", "invalid_value"
+    return None
+
+
+def _unusable(problem: tuple[str, str], place: list[str | int]) -> InvalidRequest:
+    """Return the error about the value at `place`: names of fields and indices of lists, from the outside in."""
+    where = ""
+    for name in place:
+        if isinstance(name, int):
+            where += f"[{name}]"
+            continue
+        shown = name[:MAX_KEY_SHOWN].encode("utf-8", "replace").decode().replace("\0", "?")
+        where = f"{where}.{shown}" if where else shown
+    what, code = problem
+    return InvalidRequest(f"{where or 'The text'} {what}.", code=code, param=where or None)
 
 
 def query_page(request: AnyRequest, *, default: int, maximum: int, clamp: bool = False) -> PageRequest:

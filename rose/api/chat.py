@@ -15,7 +15,7 @@ from litestar import Response
 from litestar.response import Stream
 
 from rose import leases
-from rose.api.body import check_text, read_object, require_text
+from rose.api.body import check_values, read_object, require_text
 from rose.api.errors import AnyRequest, error_json
 from rose.api.model_names import Base, Named, find_model
 from rose.api.routes import BOOLEAN, NUMBER, TEXT, WHOLE, listing, optional, post, record
@@ -50,7 +50,7 @@ async def create_chat_completion(request: AnyRequest, services: TheServices) -> 
     """Answer a conversation, in one piece or as the tokens are made."""
     body = await read_object(request, nul_allowed=True)
     model = require_text(body, "model")
-    check_text({"model": model})  # what is asked may hold a NUL; what is looked up may not
+    check_values({"model": model})  # what is asked may hold a NUL; what is looked up may not
     if "messages" not in body:
         raise InvalidRequest(
             "Missing required parameter: messages.", code="missing_required_parameter", param="messages"

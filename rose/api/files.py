@@ -20,7 +20,7 @@ from litestar.response import Stream
 from projections import files as files_view
 from rose.api import wire
 from rose.api.asking import asked, stored_answer
-from rose.api.body import check_text, query_choice, query_page
+from rose.api.body import check_values, query_choice, query_page
 from rose.api.errors import AnyRequest, SlowRequest
 from rose.api.multipart import Upload, read_upload
 from rose.api.routes import AFTER, BINARY, TEXT, choice, delete, get, limit, post, record, text
@@ -154,7 +154,7 @@ async def list_files(request: AnyRequest, services: TheServices) -> wire.Listing
     page = query_page(request, default=MAX_LISTED, maximum=MAX_LISTED)
     order = query_choice(request, "order", ("asc", "desc"), "desc")
     purpose = request.query_params.get("purpose") or None
-    check_text({"after": page.after, "purpose": purpose})
+    check_values({"after": page.after, "purpose": purpose})
     found = await files_view.page(
         services.pool,
         limit=page.limit,
@@ -235,7 +235,7 @@ def attachment(filename: str) -> str:
 
 
 async def _usable(services: Services, file_id: str) -> FileState:
-    check_text({"id": file_id})
+    check_values({"id": file_id})
     state = await files_view.get(services.pool, file_id, now=int(time.time()))
     if state is None:
         error = NotFound(f"No such File object: {file_id}", param="id")
@@ -256,7 +256,7 @@ async def _drain(chunks: AsyncIterator[bytes]) -> None:
 
 def _check(upload: Upload) -> tuple[str, str, int | None]:
     """Return file name, purpose and lifetime in seconds. Raises: InvalidRequest naming the field."""
-    check_text(upload.fields)
+    check_values(upload.fields)
     purpose = upload.fields.get("purpose", "")
     if not purpose:
         raise InvalidRequest(
@@ -286,7 +286,7 @@ def _check(upload: Upload) -> tuple[str, str, int | None]:
 
 def _clean_filename(given: str) -> str:
     """Return the last part of a file name. Raises: InvalidRequest when nothing usable is left."""
-    check_text({"file.filename": given})
+    check_values({"file.filename": given})
     name = given.replace("\\", "/").rpartition("/")[2].strip()
     if not name or name in (".", "..") or len(name) > MAX_FILENAME_CHARACTERS or not name.isprintable():
         raise InvalidRequest(
@@ -298,6 +298,12 @@ def _clean_filename(given: str) -> str:
 
 
 def _lifetime(fields: dict[str, str]) -> int | None:
+    if "expires_after" in fields:
+        raise InvalidRequest(
+            "expires_after is two fields of a form: expires_after[anchor] and expires_after[seconds].",
+            code="invalid_type",
+            param="expires_after",
+        )
     anchor = fields.get("expires_after[anchor]")
     seconds = fields.get("expires_after[seconds]")
     if anchor is None and seconds is None:

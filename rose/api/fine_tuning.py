@@ -16,7 +16,7 @@ from projections import job_events as job_events_view
 from projections import jobs as jobs_view
 from rose.api import wire
 from rose.api.asking import asked, stored_answer
-from rose.api.body import check_text, query_page, read_object
+from rose.api.body import check_values, query_page, read_object
 from rose.api.create_job import CREATE_BODY, read_create_job
 from rose.api.errors import AnyRequest
 from rose.api.event_stream import Cursor, frames, is_complete
@@ -27,6 +27,7 @@ from rose.domain.job_commands import CancelJob, PauseJob, ResumeJob
 from rose.domain.jobs import JobState
 from rose.domain.messages import parse_event_id
 from rose.errors import InvalidRequest, NoSpace, NotFound
+from rose.log.read import head
 
 MAX_JOBS_LISTED = 100
 MAX_EVENTS_LISTED = 1000
@@ -57,7 +58,11 @@ async def list_jobs(request: AnyRequest, services: TheServices) -> wire.Listing[
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
     }
-    check_text({"after": page.after, "metadata": wanted})
+    check_values({"after": page.after, "metadata": wanted})
+    if request.query_params.get("metadata") not in (None, "", "null"):
+        raise InvalidRequest(
+            "metadata takes only null; metadata[KEY]=VALUE selects by a pair.", code="invalid_value", param="metadata"
+        )
     found = await jobs_view.newest_first(
         services.pool,
         limit=page.limit,
@@ -110,7 +115,7 @@ async def list_events(request: AnyRequest, services: TheServices, job_id: FromPa
         return await _stream_events(request, services, state)
     page = query_page(request, default=20, maximum=MAX_EVENTS_LISTED, clamp=True)
     try:
-        after = parse_event_id(page.after) if page.after else None
+        after = await _cursor(services, page.after) if page.after else None
     except InvalidRequest:
         return Response(wire.listing(list[wire.JobEvent](), has_more=False), status_code=200)
     found = await job_events_view.newest_first(services.pool, job_id, limit=page.limit, after=after)
@@ -125,7 +130,7 @@ async def list_checkpoints(
     """List a job's checkpoints, newest first."""
     await _existing(services, job_id)
     page = query_page(request, default=10, maximum=MAX_CHECKPOINTS_LISTED, clamp=True)
-    check_text({"after": page.after})
+    check_values({"after": page.after})
     made = await checkpoints_view.newest_first(services.pool, job_id, limit=page.limit + 1, after=page.after)
     data = [wire.checkpoint(one) for one in made[: page.limit]]
     return wire.listing(data, has_more=len(made) > page.limit)
@@ -145,7 +150,7 @@ async def _change(
 
 
 async def _stream_events(request: AnyRequest, services: Services, state: JobState) -> Response[Any] | Stream:
-    cursor = _cursor(request)
+    cursor = await _resumed_from(request, services)
     if await is_complete(services, state, cursor):
         return Response(None, status_code=204)
     return Stream(
@@ -156,24 +161,36 @@ async def _stream_events(request: AnyRequest, services: Services, state: JobStat
 
 
 def _wants_stream(request: AnyRequest) -> bool:
-    asked_for = request.query_params.get("stream", "").lower() in ("true", "1")
-    return asked_for or "text/event-stream" in request.headers.get("accept", "")
+    asked_for = request.query_params.get("stream", "").lower()
+    if asked_for not in ("", "true", "1", "false", "0"):
+        raise InvalidRequest("stream must be true or false.", code="invalid_value", param="stream")
+    if asked_for:
+        return asked_for in ("true", "1")
+    return "text/event-stream" in request.headers.get("accept", "")
 
 
-def _cursor(request: AnyRequest) -> Cursor | None:
+async def _cursor(services: Services, event_id: str) -> Cursor:
+    """Return the place of a job event in the log. Raises: InvalidRequest when this log has given out no such id."""
+    cursor = parse_event_id(event_id)
+    if cursor[0] > services.tailer.position and cursor[0] > await head(services.pool):
+        raise InvalidRequest(f"{event_id!r} lies behind the end of the log.", code="invalid_value", param="after")
+    return cursor
+
+
+async def _resumed_from(request: AnyRequest, services: Services) -> Cursor | None:
     """Return where to go on. `Last-Event-ID` wins: a browser sends it on reconnect to an address with `after`."""
     last = request.headers.get("last-event-id")
     given = last or request.query_params.get("after")
     if not given:
         return None
     try:
-        return parse_event_id(given)
+        return await _cursor(services, given)
     except InvalidRequest as error:
         raise InvalidRequest(error.message, code=error.code, param="Last-Event-ID" if last else "after") from None
 
 
 async def _existing(services: Services, job_id: str) -> JobState:
-    check_text({"fine_tune_id": job_id})
+    check_values({"fine_tune_id": job_id})
     state = await jobs_view.get(services.pool, job_id)
     if state is None:
         raise NotFound(f"Could not find fine tune: {job_id}", code="fine_tune_not_found", param="fine_tune_id")

@@ -18,7 +18,7 @@ from litestar.response import Stream
 from projections import models as models_view
 from rose.api import wire
 from rose.api.asking import asked, stored_answer
-from rose.api.body import check_text
+from rose.api.body import check_values
 from rose.api.errors import AnyRequest
 from rose.api.files import attachment, read_blob
 from rose.api.model_names import Tuned, find_tuned, known_bases
@@ -134,7 +134,7 @@ def _folder(services: Services, path: str) -> str:
 def _name(parameter: str) -> str:
     """Return the model's name; a path parameter starts with a slash of its own."""
     name = parameter.removeprefix("/")
-    check_text({"model": name})
+    check_values({"model": name})
     return name
 
 

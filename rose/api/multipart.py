@@ -67,7 +67,10 @@ async def read_upload(
                     await anyio.to_thread.run_sync(write, bytes(form.pending))
                     form.pending.clear()
     except MultipartError as error:
-        raise InvalidRequest(f"The multipart body is broken: {error}.", code="invalid_multipart") from None
+        why = error.args[0] if error.args else type(error).__name__
+        raise InvalidRequest(
+            f"The multipart body is broken: {why}.", code="invalid_multipart", param=file_field
+        ) from None
     if form.pending:
         await anyio.to_thread.run_sync(write, bytes(form.pending))
     return Upload(fields=form.fields, filename=form.filename, bytes=form.size)

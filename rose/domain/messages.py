@@ -19,6 +19,7 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuv"
 """Base 32 whose order is that of ASCII, so ids sort like positions."""
 _POSITION_WIDTH = 13
 _INDEX_WIDTH = 3
+_LAST_POSITION = (1 << 63) - 1
 
 Level = Literal["info", "warn", "error"]
 
@@ -42,8 +43,15 @@ def parse_event_id(text: str) -> tuple[int, int]:
     """Return position and index. Raises: InvalidRequest when `text` is no job event id."""
     digits = text.removeprefix(PREFIX)
     if not text.startswith(PREFIX) or len(digits) != _POSITION_WIDTH + _INDEX_WIDTH or set(digits) - set(_DIGITS):
-        raise InvalidRequest(f"{text[:60]!r} is not the id of a job event.", code="invalid_value", param="after")
-    return int(digits[:_POSITION_WIDTH], 32), int(digits[_POSITION_WIDTH:], 32)
+        raise _no_id(text)
+    position, index = int(digits[:_POSITION_WIDTH], 32), int(digits[_POSITION_WIDTH:], 32)
+    if position > _LAST_POSITION:
+        raise _no_id(text)
+    return position, index
+
+
+def _no_id(text: str) -> InvalidRequest:
+    return InvalidRequest(f"{text[:60]!r} is not the id of a job event.", code="invalid_value", param="after")
 
 
 def job_messages(position: int, event: events.Event) -> tuple[JobMessage, ...]:

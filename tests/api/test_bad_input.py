@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from rose.api.body import MAX_DEPTH, check_values
+from rose.errors import InvalidRequest
 from tests.api.running import Running
 
 pytestmark = pytest.mark.anyio
@@ -28,7 +31,7 @@ def assert_error(answer: httpx2.Response, status: int, param: str | None, code: 
     return error
 
 
-BAD_JOBS: list[tuple[dict[str, Any], str, str]] = [
+BAD_JOBS: list[tuple[dict[str, Any], str, str | None]] = [
     ({"model": None}, "model", "missing_required_parameter"),
     ({"model": 5}, "model", "invalid_type"),
     ({"model": ""}, "model", "invalid_value"),
@@ -60,6 +63,9 @@ BAD_JOBS: list[tuple[dict[str, Any], str, str]] = [
     ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs", "invalid_value"),
     ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs", "invalid_value"),
     ({"hyperparameters": {"n_epochs": "3"}}, "hyperparameters.n_epochs", "invalid_value"),
+    ({"hyperparameters": {"n_epochs": 10**400}}, "hyperparameters.n_epochs", "invalid_value"),
+    ({"hyperparameters": {"warmup_ratio": 10**400}}, "hyperparameters.warmup_ratio", "invalid_value"),
+    ({"hyperparameters": {"lora_config": {"lora_alpha": 2**64}}}, "hyperparameters.lora_config.lora_alpha", None),
     ({"hyperparameters": {"batch_size": 257}}, "hyperparameters.batch_size", "invalid_value"),
     ({"hyperparameters": {"epochs": 3}}, "hyperparameters.epochs", "unknown_parameter"),
     ({"hyperparameters": {"lora_config": {"rank": 3}}}, "hyperparameters.lora_config.rank", "unknown_parameter"),
@@ -102,7 +108,7 @@ BAD_JOBS: list[tuple[dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("change", "param", "code"), BAD_JOBS, ids=[str(one[0])[:50] for one in BAD_JOBS])
 async def test_a_bad_job_names_the_field(
-    shared_api: Running, shared_file: str, change: dict[str, Any], param: str, code: str
+    shared_api: Running, shared_file: str, change: dict[str, Any], param: str, code: str | None
 ) -> None:
     body = {"model": "tiny", "training_file": shared_file, **change}
     answer = await shared_api.http.post(JOBS, content=json.dumps(body), headers={"content-type": "application/json"})
@@ -146,6 +152,50 @@ async def test_a_body_that_is_no_json_object(shared_api: Running, path: str, con
     assert_error(answer, 400, None, "invalid_json")
 
 
+NESTED = "[" * MAX_DEPTH + "]" * MAX_DEPTH
+
+
+@pytest.mark.parametrize("path", [JOBS, "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ('"seed": 1e999', "seed"),
+        ('"seed": -18446744073709551616', "seed"),
+        ('"else": {"of": [1, {"no": 1e400}]}', "else.of[1].no"),
+        (f'"else": {NESTED}', "else"),
+        ('"else": "\\udc00"', "else"),
+        ('"el\\ud800se": 1', "el?se"),
+    ],
+)
+async def test_values_that_no_field_can_have(
+    shared_api: Running, shared_file: str, path: str, given: str, param: str
+) -> None:
+    known = f'"model": "tiny", "training_file": "{shared_file}", "messages": [{{"role": "user", "content": "x"}}]'
+    answer = await shared_api.http.post(path, content=f"{{{known}, {given}}}")
+    assert_error(answer, 400, param)
+
+
+def test_large_values_are_checked_in_little_memory() -> None:
+    value: Any = [0] * 20_000 + ["\0"]
+    for _ in range(MAX_DEPTH - 2):
+        value = {"k" * 80: value}
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest) as refused:
+            check_values(value)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (refused.value.param or "").endswith("k[20000]")
+    assert peak < 1 << 20
+
+
+async def test_a_large_body_is_read_aside_and_its_fault_is_named(shared_api: Running, shared_file: str) -> None:
+    body = {"model": "tiny", "training_file": shared_file, "metadata": {"a": "x" * (1 << 20)}}
+    answer = await shared_api.http.post(JOBS, json=body)
+    assert_error(answer, 400, "metadata.a", "invalid_value")
+
+
 async def test_a_huge_json_body_is_refused(shared_api: Running) -> None:
     answer = await shared_api.http.post(JOBS, content=b" " * (17 << 20))
     assert_error(answer, 413, None, "too_large")
@@ -177,6 +227,7 @@ async def test_a_huge_json_body_is_refused(shared_api: Running) -> None:
         ("GET", f"{JOBS}?limit=ten", 400, "invalid_value"),
         ("GET", f"{JOBS}?after=%00", 400, "invalid_text"),
         ("GET", f"{JOBS}?metadata[a]=%00", 400, "invalid_text"),
+        ("GET", f"{JOBS}?metadata=x", 400, "invalid_value"),
         ("GET", "/v1/files?limit=10001", 400, "invalid_value"),
         ("GET", "/v1/files?order=up", 400, "invalid_value"),
         ("GET", "/v1/files?purpose=%00", 400, "invalid_text"),

@@ -14,7 +14,7 @@ import pytest
 
 from rose.api import event_stream
 from rose.domain import job_events
-from rose.domain.messages import job_messages
+from rose.domain.messages import event_id, job_messages
 from rose.log.pool import Pool
 from rose.log.read import read_stream
 from rose.settings import Settings
@@ -24,6 +24,10 @@ from tests.api.running import Running, Trainer
 pytestmark = pytest.mark.anyio
 
 Frame = tuple[str | None, str]
+BEHIND_THE_END = event_id(2**62, 0)
+"""The id of an event that no log has: as of a database that was lost."""
+NO_POSITION = "ftevent_" + "v" * 16
+"""Of the right form, and a number that Postgres cannot hold."""
 SECONDS = 30.0
 
 
@@ -257,7 +261,13 @@ async def test_a_stream_holds_no_connection_of_the_pool(api: Running, seed_file:
 
 @pytest.mark.parametrize(
     ("headers", "query", "param"),
-    [({"last-event-id": "ftevent_nonsense"}, "stream=true", "Last-Event-ID"), ({}, "stream=true&after=x", "after")],
+    [
+        ({"last-event-id": "ftevent_nonsense"}, "stream=true", "Last-Event-ID"),
+        ({"last-event-id": BEHIND_THE_END}, "stream=true", "Last-Event-ID"),
+        ({}, "stream=true&after=x", "after"),
+        ({}, f"stream=true&after={NO_POSITION}", "after"),
+        ({}, "stream=maybe", "stream"),
+    ],
 )
 async def test_a_broken_cursor_is_named(
     api: Running, seed_file: Path, headers: dict[str, str], query: str, param: str
@@ -269,7 +279,16 @@ async def test_a_broken_cursor_is_named(
     assert error["param"] == param
 
 
-@pytest.mark.parametrize("query", ["limit=0", "after=after", "after=ftevent_0000000000000000"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "after=after",
+        "after=ftevent_0000000000000000",
+        f"after={BEHIND_THE_END}",
+        f"after={NO_POSITION}",
+    ],
+)
 async def test_event_lists_may_be_empty(api: Running, seed_file: Path, query: str) -> None:
     job = await api.job(seed_file)
     answer = await api.http.get(f"/v1/fine_tuning/jobs/{job.id}/events?{query}")

@@ -106,6 +106,7 @@ def _form(name: str = "a.jsonl", content: bytes = b"{}\n", **fields: str) -> dic
         (_form(**{"expires_after[anchor]": "created_at"}), "expires_after[seconds]"),
         (_form(**{"expires_after[anchor]": "created_at", "expires_after[seconds]": "60"}), "expires_after[seconds]"),
         (_form(**{"expires_after[anchor]": "created_at", "expires_after[seconds]": "1e4"}), "expires_after[seconds]"),
+        (_form(expires_after='{"anchor": "created_at", "seconds": 3600}'), "expires_after"),
         ({"json": {"purpose": "fine-tune"}}, "file"),
     ],
 )
@@ -138,19 +139,23 @@ async def test_a_path_in_the_name_is_cut_off(api: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "param"),
     [
-        b"--x\r\nno colon\r\n\r\n",
-        b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n',
-        b"nothing of that kind",
-        b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n\xff\xfe\r\n--x--\r\n',
+        (b"--x\r\nno colon\r\n\r\n", "file"),
+        (b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n', "file"),
+        (b"nothing of that kind", "file"),
+        (b'--x\r\nContent-Disposition: form-data; name="file"; filename="\xe4.jsonl"\r\n\r\n{}\r\n--x--\r\n', "file"),
+        (b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n\xff\xfe\r\n--x--\r\n', "purpose"),
     ],
 )
-async def test_broken_multipart_is_refused(api: Running, body: bytes) -> None:
+async def test_broken_multipart_is_refused(api: Running, body: bytes, param: str) -> None:
     headers = {"content-type": "multipart/form-data; boundary=x"}
     answer = await api.http.post("/v1/files", content=body, headers=headers)
     assert answer.status_code == 400
-    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["param"] == param
+    assert "Error(" not in error["message"]
 
 
 async def test_a_cut_off_upload_leaves_nothing(api: Running) -> None:
