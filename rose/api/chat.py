@@ -6,7 +6,7 @@ The engine speaks OpenAI's protocol, so answers pass through as they come; nothi
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar
 
 import anyio
@@ -65,7 +65,9 @@ async def create_chat_completion(request: AnyRequest, services: TheServices) -> 
         answer = await _unless_client_leaves(request, services.engines.complete(url, asking))
         return Response(answer, status_code=200 if answer is not None else CLIENT_LEFT)
     frames = _passed_on(services, url, asking)
-    await anext(frames)  # so that a refusal is a status and not a broken stream
+    # Before the answer begins, so that a refusal is a status and not a broken stream.
+    if await _unless_client_leaves(request, anext(frames)) is None:
+        return Response(None, status_code=CLIENT_LEFT)
     return Stream(
         frames, media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
     )
@@ -96,7 +98,7 @@ async def _passed_on(services: Services, url: str, asking: dict[str, Any]) -> As
             yield b"data: " + error_json(error) + b"\n\n"
 
 
-async def _unless_client_leaves(request: AnyRequest, work: Coroutine[Any, Any, Value]) -> Value | None:
+async def _unless_client_leaves(request: AnyRequest, work: Awaitable[Value]) -> Value | None:
     """Return what `work` returns, or None when the client closes its connection first: then the work is cancelled."""
     failure: RoseError | None = None
     value: Value | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import anyio.to_thread
 import msgspec
 import openai
 import pytest
+from anyio.abc import SocketAttribute, SocketStream
 
 from rose import leases
 from rose.domain.artifacts import Artifact
@@ -207,6 +209,37 @@ async def test_without_an_engine_the_client_may_try_again(shared_api: Running) -
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "2"
     assert answer.json()["error"]["code"] == "no_engine"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_leaving_before_the_engine_has_answered_frees_it(api: Running, stream: bool) -> None:
+    asked, left = anyio.Event(), anyio.Event()
+
+    async def never_answer(connection: SocketStream) -> None:
+        async with connection:
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                while True:
+                    if b"messages" in await connection.receive():
+                        asked.set()
+            left.set()
+
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+        await anyio.connect_tcp("127.0.0.1", api.services.settings.port) as client,
+    ):
+        tasks.start_soon(listener.serve, never_answer)
+        url = f"http://127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
+        engine = leases.Worker(id="inference_a", kind="inference", host="here", url=url, capabilities={}, pid=1)
+        await leases.announce(api.services.pool, engine)
+        body = json.dumps({"model": "tiny", "messages": QUESTION, "stream": stream}).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n"
+        await client.send(head % len(body) + body)
+        with anyio.fail_after(30):
+            await asked.wait()
+            await client.aclose()
+            await left.wait()
+        tasks.cancel_scope.cancel()
 
 
 async def _active(chat: Chat) -> int:
