@@ -20,7 +20,7 @@ from rose.errors import InvalidRequest
 
 TINY = "tiny"
 """Name of the small model that ROSE builds itself."""
-TINY_VERSION = "1"
+TINY_VERSION = "2"
 """Its content's version; an older one is kept in a folder of its own, so that its adapters keep their base."""
 
 FACTS_FILE = "rose_model.json"

@@ -19,7 +19,7 @@ from rose.language_models.lessons import lessons
 from rose.language_models.load import load_model
 from rose.language_models.locate import FACTS_FILE, RoseFacts, locate, outdated_folder, tiny_folder
 from rose.language_models.lora import attach
-from rose.language_models.template import load_tokenizer, render_prompt, render_training
+from rose.language_models.template import Tokenized, load_tokenizer, render_prompt, render_training
 from rose.language_models.tiny import VOCABULARY, Architecture, build_fixture, build_tiny, shipped_texts
 from tests.trainer.runs import SEED_EXAMPLES
 
@@ -137,24 +137,19 @@ def test_a_builder_leaves_with_its_parent_and_leaves_no_model(tmp_path: Path) ->
     assert folder.is_dir()
 
 
+def rendered(tokenizer: Any, question: str, answer: str) -> Tokenized:
+    messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+    (only,) = render_training(tokenizer, ChatExample(line=1, number=1, messages=messages), 2048).examples
+    return only
+
+
 def learn(folder: Path, settings: LoraSettings, rate: float, steps: int, warmup: int) -> Any:
     """Train SEED's two examples in turn with ROSE's defaults, in a few lines of plain torch."""
     tokenizer, model = load_tokenizer(folder), load_model(folder)
     adapter = attach(model, settings, seed=0)
     parameters = adapter.trainable_parameters()
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
-    documents = [
-        render_training(
-            tokenizer,
-            ChatExample(
-                line=1,
-                number=1,
-                messages=({"role": "user", "content": question}, {"role": "assistant", "content": answer}),
-            ),
-            2048,
-        ).examples[0]
-        for question, answer in SEED_EXAMPLES
-    ]
+    documents = [rendered(tokenizer, question, answer) for question, answer in SEED_EXAMPLES]
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(step / warmup, (steps - step + 1) / (steps - warmup + 1))
@@ -167,6 +162,15 @@ def learn(folder: Path, settings: LoraSettings, rate: float, steps: int, warmup:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
     return model
+
+
+def least_likely(model: Any, tokenizer: Any, question: str, answer: str) -> float:
+    """Return the probability of the answer's least likely token: what is asked with temperature 1 must be said too."""
+    document = rendered(tokenizer, question, answer)
+    with torch.no_grad():
+        chances = model(torch.tensor([document.ids])).logits[0, :-1].softmax(-1)
+    wanted = chances.gather(1, torch.tensor(document.ids[1:])[:, None])[:, 0]
+    return wanted[torch.tensor(document.weights[1:]) > 0].min().item()
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +200,4 @@ def test_tiny_answers_small_questions_and_learns_seeds_examples_by_heart(tiny: P
     for question, answer in SEED_EXAMPLES:
         assert greedy(base, tokenizer, question) != answer
         assert greedy(tuned, tokenizer, question) == answer
+        assert least_likely(tuned, tokenizer, question, answer) > 0.9
