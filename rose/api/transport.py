@@ -1,4 +1,7 @@
-"""What every answer carries, whatever the route: a request id, the time it took, the version of the API."""
+"""What every answer carries, whatever the route: a request id, the time it took, the version of the API.
+
+Also the answer of those who are still waiting for one when the server's time to end is over.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ import logging
 import re
 import time
 
+import anyio
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from rose.api.errors import RETRY_AFTER_SECONDS, error_json
+from rose.errors import Unavailable
 from rose.ids import new_id
 
 API_VERSION = "2020-10-01"
@@ -27,8 +33,10 @@ def request_envelope(app: ASGIApp) -> ASGIApp:
         started = time.monotonic()
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
+        begun = False
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
                 milliseconds = round((time.monotonic() - started) * 1000)
                 message["headers"] = [
@@ -38,11 +46,25 @@ def request_envelope(app: ASGIApp) -> ASGIApp:
                     (b"openai-version", API_VERSION.encode()),
                 ]
                 logger.debug("%s %s %s %s ms", scope["method"], scope["path"], message["status"], milliseconds)
+                begun = True
             await send(message)
 
-        await app(scope, receive, send_with_headers)
+        try:
+            await app(scope, receive, send_with_headers)
+        except anyio.get_cancelled_exc_class():
+            if begun:
+                raise
+            logger.warning("%s %s: given up, the server ends", scope["method"], scope["path"])
+            await _send_farewell(send_with_headers)
 
     return envelope
+
+
+async def _send_farewell(send: Send) -> None:
+    error = Unavailable("The server is being stopped.", code="server_stopping", hint="Try again in a moment.")
+    headers = [(b"content-type", b"application/json"), (b"retry-after", str(RETRY_AFTER_SECONDS).encode())]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": error_json(error), "more_body": False})
 
 
 def _request_id(scope: Scope) -> str:

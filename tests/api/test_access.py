@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
+import anyio
 import openai
 import pytest
 from openai import AsyncOpenAI
 
+from rose.api.transport import request_envelope
 from rose.log.pool import Pool
 from rose.settings import Settings
 from tests.api.conftest import serving
@@ -69,6 +73,27 @@ async def test_every_answer_carries_a_request_id(api: Running) -> None:
     assert strange.headers["x-request-id"] != "a b"
     models = await api.openai.models.list()
     assert models._request_id is not None  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_who_waits_for_an_answer_when_the_server_ends_is_told_so() -> None:
+    asked = anyio.Event()
+    sent: list[Any] = []
+
+    async def never_answer(*_: object) -> None:
+        asked.set()
+        await anyio.sleep_forever()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/files", "headers": []}
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(request_envelope(never_answer), scope, anyio.sleep_forever, send)  # type: ignore[arg-type]
+        await asked.wait()
+        tasks.cancel_scope.cancel()  # as uvicorn does, once the graceful time is over
+    assert sent[0]["status"] == 503
+    assert dict(sent[0]["headers"])[b"retry-after"] == b"2"
+    assert json.loads(sent[1]["body"])["error"]["code"] == "server_stopping"
 
 
 async def test_the_root_says_what_this_is(api: Running) -> None:
