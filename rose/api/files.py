@@ -205,6 +205,16 @@ async def get_file_content(services: TheServices, file_id: FromPath[str]) -> Str
     )
 
 
+@post("/v1/uploads")
+async def refuse_upload_in_parts() -> None:
+    """Say how a large file goes up here. Raises: NotFound."""
+    raise NotFound(
+        "ROSE takes a file in one piece, not in parts.",
+        code="unsupported_endpoint",
+        hint="Use POST /v1/files; the server's setting max_upload_bytes says how large a file may be.",
+    )
+
+
 async def read_blob(path: anyio.Path) -> AsyncIterator[bytes]:
     """Yield a file in pieces; it stays readable when it is deleted meanwhile."""
     async with await path.open("rb") as file:
@@ -322,4 +332,4 @@ def _lifetime(fields: dict[str, str]) -> int | None:
     return int(seconds or 0)
 
 
-HANDLERS = (create_file, list_files, get_file, delete_file, get_file_content)
+HANDLERS = (create_file, list_files, get_file, delete_file, get_file_content, refuse_upload_in_parts)
