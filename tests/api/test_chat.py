@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,15 @@ class Chat(msgspec.Struct, frozen=True, kw_only=True):
     """An API with an engine, a base and a model tuned on it."""
 
     api: Running
+    strict: openai.AsyncOpenAI
+    """A client that refuses what is not of OpenAI's types."""
     base: str
     tuned: str
 
     async def say(self, model: str, **more: Any) -> str:
         """Return the greedy answer of a model."""
         asked: dict[str, Any] = {"temperature": 0, "max_tokens": 12, **more}
-        answer = await self.api.openai.chat.completions.create(model=model, messages=QUESTION, **asked)
+        answer = await self.strict.chat.completions.create(model=model, messages=QUESTION, **asked)
         assert answer.model == model
         return answer.choices[0].message.content or ""
 
@@ -71,7 +73,8 @@ async def chat(
         tuned = (await api.openai.fine_tuning.jobs.retrieve(job.id)).fine_tuned_model
         assert tuned is not None
         await eventually(lambda: leases.workers(pool, "inference"))
-        yield Chat(api=api, base=str(fixture_base), tuned=tuned)
+        strict = api.openai.copy(_extra_kwargs={"_strict_response_validation": True})
+        yield Chat(api=api, strict=strict, base=str(fixture_base), tuned=tuned)
         stop.set()
 
 
@@ -88,15 +91,20 @@ async def test_base_model_and_checkpoint_answer_each_in_its_own_way(chat: Chat) 
 
 async def test_a_stream_says_the_same_piece_by_piece(chat: Chat) -> None:
     whole = await chat.say(chat.tuned)
-    stream = await chat.api.openai.chat.completions.create(
+    stream = await chat.strict.chat.completions.create(
         model=chat.tuned,
         messages=QUESTION,
         temperature=0,
         max_tokens=12,
+        logprobs=True,
+        top_logprobs=2,
         stream=True,
         stream_options={"include_usage": True},
     )
     chunks = [chunk async for chunk in stream]
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] in ("length", "stop")
     assert {chunk.model for chunk in chunks} == {chat.tuned}
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole
     assert chunks[-1].usage is not None
@@ -211,35 +219,71 @@ async def test_without_an_engine_the_client_may_try_again(shared_api: Running) -
     assert answer.json()["error"]["code"] == "no_engine"
 
 
+@asynccontextmanager
+async def scripted_engine(
+    api: Running, answer: Callable[[SocketStream], Coroutine[Any, Any, None]]
+) -> AsyncGenerator[None]:
+    """Announce an engine that has heard the request when it comes to `answer`, which does as it likes."""
+
+    async def serve(connection: SocketStream) -> None:
+        async with connection:
+            while b'"messages"' not in await connection.receive():
+                pass
+            await answer(connection)
+
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, serve)
+        url = f"http://127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
+        engine = leases.Worker(id="inference_a", kind="inference", host="here", url=url, capabilities={}, pid=1)
+        await leases.announce(api.services.pool, engine)
+        yield
+        tasks.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_leaving_before_the_engine_has_answered_frees_it(api: Running, stream: bool) -> None:
     asked, left = anyio.Event(), anyio.Event()
 
     async def never_answer(connection: SocketStream) -> None:
-        async with connection:
-            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
-                while True:
-                    if b"messages" in await connection.receive():
-                        asked.set()
-            left.set()
+        asked.set()
+        with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+            while True:
+                await connection.receive()
+        left.set()
 
-    async with (
-        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
-        anyio.create_task_group() as tasks,
-        await anyio.connect_tcp("127.0.0.1", api.services.settings.port) as client,
-    ):
-        tasks.start_soon(listener.serve, never_answer)
-        url = f"http://127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
-        engine = leases.Worker(id="inference_a", kind="inference", host="here", url=url, capabilities={}, pid=1)
-        await leases.announce(api.services.pool, engine)
-        body = json.dumps({"model": "tiny", "messages": QUESTION, "stream": stream}).encode()
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n"
-        await client.send(head % len(body) + body)
-        with anyio.fail_after(30):
+    body = json.dumps({"model": "tiny", "messages": QUESTION, "stream": stream}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with anyio.fail_after(30):
+        async with (
+            scripted_engine(api, never_answer),
+            await anyio.connect_tcp("127.0.0.1", api.services.settings.port) as client,
+        ):
+            await client.send(head + body)
             await asked.wait()
             await client.aclose()
             await left.wait()
-        tasks.cancel_scope.cancel()
+
+
+async def test_an_engine_that_dies_in_mid_stream_is_told_within_the_stream(api: Running) -> None:
+    choice = {"index": 0, "delta": {"role": "assistant", "content": "a"}, "finish_reason": None}
+    chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "tiny", "choices": [choice]}
+    frame = f"data: {json.dumps(chunk)}\n\n".encode()
+
+    async def die(connection: SocketStream) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        await connection.send(head + b"%x\r\n%b\r\n" % (len(frame), frame))
+
+    heard: list[str | None] = []
+
+    async def listen() -> None:
+        answer = await api.openai.chat.completions.create(model="tiny", messages=QUESTION, stream=True)
+        async for piece in answer:
+            heard.append(piece.choices[0].delta.content)
+
+    async with scripted_engine(api, die):
+        with pytest.raises(openai.APIError, match="No inference engine answers"):
+            await listen()
+    assert heard == ["a"]
 
 
 async def _active(chat: Chat) -> int:
