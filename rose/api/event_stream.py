@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator
 
 import msgspec
+from anyio.lowlevel import checkpoint
 
 from projections import job_events as job_events_view
 from rose.api import wire
@@ -54,9 +55,11 @@ async def frames(services: Services, job_id: str, cursor: Cursor | None) -> Asyn
             logger.warning("the event stream of %s ends; its client resumes it: %s", job_id, error)
             return
         if events:
-            read_to = events[-1].position
-            if text := b"".join(_frame(event, seen) for event in events):
-                yield text
+            for event in events:
+                read_to = event.position
+                if text := _frame(event, seen):
+                    yield text
+                await checkpoint()  # a long history must not make everybody else wait
             if isinstance(events[-1].event, JobSucceeded | JobFailed | JobCancelled):
                 yield DONE
                 return

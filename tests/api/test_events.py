@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
+from anyio.lowlevel import checkpoint
 
 from rose.api import event_stream
 from rose.domain import job_events
@@ -293,6 +294,32 @@ async def test_event_lists_may_be_empty(api: Running, seed_file: Path, query: st
     job = await api.job(seed_file)
     answer = await api.http.get(f"/v1/fine_tuning/jobs/{job.id}/events?{query}")
     assert (answer.status_code, answer.json()["data"], answer.json()["has_more"]) == (200, [], False)
+
+
+async def test_a_long_history_lets_the_others_have_their_turn(api: Running, seed_file: Path) -> None:
+    job = await api.job(seed_file)
+    trainer = Trainer(api.services, job.id)
+    await trainer.validate()
+    await trainer.start()
+    for step in range(1, 51, 5):
+        await trainer.steps(step, step + 4)
+    await trainer.succeed(50)
+    turns = 0
+    seen: list[int] = []
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await checkpoint()
+            turns += 1
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(other)
+        async for _ in event_stream.frames(api.services, job.id, None):
+            seen.append(turns)
+        tasks.cancel_scope.cancel()
+    assert len(seen) > 10
+    assert seen == sorted(set(seen)), "the other had a turn between any two frames"
 
 
 async def test_a_slow_client_is_only_behind(api: Running, seed_file: Path) -> None:
