@@ -310,8 +310,8 @@ async def test_a_long_history_lets_the_others_have_their_turn(api: Running, seed
     async def other() -> None:
         nonlocal turns
         while True:
-            await checkpoint()
             turns += 1
+            await checkpoint()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(other)
