@@ -93,7 +93,17 @@ async def test_a_cut_off_body_is_refused(cut: int) -> None:
         await read([body(b"some content", "fine-tune")[:cut]])
 
 
-@pytest.mark.parametrize("kind", ["", "application/json", "multipart/form-data", "multipart/mixed; boundary=x"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "",
+        "application/json",
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        "multipart/form-data; boundary*0=a; boundary*",
+        "multipart/mixed; boundary=x",
+    ],
+)
 def test_another_content_type_is_named(kind: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         boundary_of(kind)
