@@ -16,7 +16,7 @@ from litestar.response import Stream
 
 from rose import leases
 from rose.api.body import check_values, read_object, require_text
-from rose.api.errors import AnyRequest, error_json
+from rose.api.errors import AnyRequest, error_json, path_of
 from rose.api.model_names import Base, Named, find_model
 from rose.api.routes import BOOLEAN, NUMBER, TEXT, WHOLE, listing, optional, post, record
 from rose.api.services import Services, TheServices
@@ -77,7 +77,7 @@ async def create_chat_completion(request: AnyRequest, services: TheServices) -> 
 async def refuse_other_kinds(request: AnyRequest) -> None:
     """Say clearly that ROSE does not do this yet. Raises: NotFound."""
     raise NotFound(
-        f"{request.url.path} is not offered by ROSE.",
+        f"{path_of(request)} is not offered by ROSE.",
         code="unsupported_endpoint",
         hint="Use /v1/chat/completions.",
     )

@@ -59,6 +59,11 @@ class SlowRequest(InvalidRequest):
     default_code = "request_timeout"
 
 
+def path_of(request: AnyRequest) -> str:
+    """Return the path that was asked for; the framework's URL cannot be made with a broken Host header."""
+    return request.scope["path"]
+
+
 def error_json(error: RoseError) -> bytes:
     """Return the JSON body for `error`; also what a stream sends when it breaks in the middle."""
     body = ErrorBody(message=str(error), type=error.kind, param=error.param, code=error.code)
@@ -85,7 +90,7 @@ def answer(error: RoseError) -> Response[bytes]:
 def handle_rose_error(request: AnyRequest, error: RoseError) -> Response[bytes]:
     """Answer an error that ROSE raised on purpose."""
     if error.status == 500 and not isinstance(error, Conflict):
-        logger.error("request %s failed: %s", request.scope["path"], error, exc_info=error)
+        logger.error("request %s failed: %s", path_of(request), error, exc_info=error)
     return answer(error)
 
 
@@ -93,7 +98,7 @@ def handle_framework_error(request: AnyRequest, error: HTTPException) -> Respons
     """Answer what Litestar itself refuses: unknown route, method, size, parameters."""
     if isinstance(error, InternalServerException):
         if "disconnected" in error.detail:
-            logger.info("the client of %s %s left before its request was complete", request.method, request.url.path)
+            logger.info("the client of %s %s left before its request was complete", request.method, path_of(request))
             return Response(b"", status_code=499, media_type="application/json")
         return handle_unexpected(request, error)
     response = answer(_translate(request, error))
@@ -105,24 +110,24 @@ def handle_framework_error(request: AnyRequest, error: HTTPException) -> Respons
 def handle_unexpected(request: AnyRequest, error: Exception) -> Response[bytes]:
     """Answer a failure that nobody foresaw: the log has it, the client gets the request id."""
     if isinstance(error, (ConnectionError, TimeoutError)):
-        logger.warning("%s %s: the database does not answer: %r", request.method, request.url.path, error)
+        logger.warning("%s %s: the database does not answer: %r", request.method, path_of(request), error)
         return answer(
             Unavailable("The database does not answer.", code="database_unavailable", hint="Try again in a moment.")
         )
     request_id = request.scope["state"].get("request_id", "")
-    logger.error("request %s (%s %s) failed", request_id, request.method, request.url.path, exc_info=error)
+    logger.error("request %s (%s %s) failed", request_id, request.method, path_of(request), exc_info=error)
     return answer(RoseError(f"The server had an error; its log names the cause under request {request_id}."))
 
 
 def _translate(request: AnyRequest, error: HTTPException) -> RoseError:
     if isinstance(error, NotFoundException):
         return NotFound(
-            f"Unknown request URL: {request.method} {request.url.path}.",
+            f"Unknown request URL: {request.method} {path_of(request)}.",
             code="unknown_url",
             hint="The API lives under /v1; GET / says what there is.",
         )
     if isinstance(error, MethodNotAllowedException):
-        return MethodNotSupported(f"{request.url.path} does not take {request.method}.")
+        return MethodNotSupported(f"{path_of(request)} does not take {request.method}.")
     if error.status_code == 413:
         return TooLarge("The request body is too large.")
     if isinstance(error, SerializationException):

@@ -127,6 +127,7 @@ async def test_ready_names_what_is_missing(api: Running) -> None:
         ({"host": "rebound.example:8004"}, 403),
         ({"host": "10.0.0.7"}, 403),
         ({"host": "]"}, 403),
+        ({"host": "localhost:none"}, 200),
         ({"origin": "https://thorns.example"}, 403),
         ({"origin": "null"}, 403),
         ({"origin": "http://localhost:8004", "host": "localhost:8004"}, 200),
@@ -140,6 +141,14 @@ async def test_without_keys_foreign_pages_stay_outside(
     assert answer.status_code == status, answer.text
     if status == 403:
         assert answer.json()["error"]["code"] == "foreign_page"
+
+
+@pytest.mark.parametrize("host", ["localhost:99999", "localhost:none", "[::1]:x", "]", "a@b"])
+async def test_a_broken_host_header_breaks_no_refusal(shared_api: Running, host: str) -> None:
+    for method, path, status in (("GET", "/nothing", 404), ("PUT", "/v1/files", 405)):
+        answer = await shared_api.http.request(method, path, headers={"host": host})
+        assert answer.status_code == status
+        assert path in answer.json()["error"]["message"]
 
 
 async def test_an_allowed_origin_and_the_public_name_may_call_without_keys(
