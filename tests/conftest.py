@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,8 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ROSE_TORCH_THREADS", "ROSE_I
     os.environ[name] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["ROSE_CONFIG"] = "/nonexistent"  # a developer's rose.toml must not change a test
+# Whoever starts the tests in the background of a script leaves Ctrl-C ignored, and every child would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -40,10 +40,10 @@ def small_disk(tmp_path: Path) -> Generator[Path]:
 
 
 def fill(path: Path, leave_bytes: int) -> None:
-    """Write a file that leaves so much room on its disk."""
-    facts = os.statvfs(path.parent)
-    with path.open("wb") as file:
-        file.write(b"\0" * (facts.f_bavail * facts.f_frsize - leave_bytes))
+    """Write a file until its disk has no more than so much room, whoever else writes meanwhile."""
+    with path.open("wb", buffering=0) as file:
+        while (facts := os.statvfs(path.parent)).f_bavail * facts.f_frsize > leave_bytes:
+            file.write(bytes(MEBIBYTE))
 
 
 async def test_a_full_disk_pauses_the_job_and_room_continues_it(
