@@ -1,4 +1,4 @@
-"""Load a base model's weights for training or answering: frozen, in evaluation mode, attention through SDPA."""
+"""Load a base model's weights for training or answering: frozen, in evaluation mode, complete or not at all."""
 
 from __future__ import annotations
 
@@ -57,20 +57,39 @@ def load_model(path: Path, *, device: torch.device | str = "cpu", dtype: torch.d
 
     Only files of the folder are read, and no code from it is run.
 
-    Raises: InvalidRequest (`model_not_available`) when transformers cannot load it.
+    Raises: InvalidRequest (`model_not_available`) when transformers cannot load it, or only a part of it.
     """
     transformers_logging.disable_progress_bar()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False
+        # Attention is transformers' choice: SDPA, and its own where a model caps its scores (Gemma 2).
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # so that it tells which, below
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise InvalidRequest(
-            f"The model in {path} cannot be loaded: {reason}",
-            code="model_not_available",
-            hint="It must be a causal language model that transformers knows, with safetensors weights.",
-        ) from error
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # the boundary to transformers, which raises whatever its models and quantizers do
+        if "allocate memory" in str(error):
+            raise
+        raise _not_loadable(path, (" ".join(str(error).split()) or type(error).__name__)[:300]) from error
+    model, found = loaded
+    # transformers fills such weights with random numbers, others at each load.
+    for kind, reason in (("missing_keys", "not in its files"), ("mismatched_keys", "of another shape than expected")):
+        if found[kind]:
+            first = min(str(key if isinstance(key, str) else key[0]) for key in found[kind])
+            raise _not_loadable(path, f"{len(found[kind])} of its weights are {reason}, first {first}")
     model.requires_grad_(False)
     model.eval()
     return model.to(device)
+
+
+def _not_loadable(path: Path, reason: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"The model in {path} cannot be loaded: {reason.rstrip('.')}.",
+        code="model_not_available",
+        hint="It must be a causal language model that transformers knows, with complete safetensors weights.",
+    )

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,12 @@ def describe(folder: Path, *, source: str, revision: str | None) -> LocatedBase:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise _incomplete(source, folder, "it has no *.safetensors weights")
-    hidden = text.get("hidden_size") or text.get("n_embd") or text.get("d_model") or 0
+    _check_shards(folder, {path.name for path in weights}, source)
+    if quantised := config.get("quantization_config") or text.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        why = f"its weights are quantised ({method or 'unknown method'}); ROSE needs those in full precision"
+        raise _incomplete(source, folder, why)
+    hidden = _whole(text, "hidden_size", "n_embd", "d_model")
     if not hidden:
         raise _incomplete(source, folder, "its config.json names no hidden_size")
     headers = [_safetensors_header(path, source) for path in weights]
@@ -177,7 +182,7 @@ def describe(folder: Path, *, source: str, revision: str | None) -> LocatedBase:
         source=source,
         revision=revision,
         fingerprint=_fingerprint(folder, weights, headers),
-        hidden_size=int(hidden),
+        hidden_size=hidden,
         model_type=str(text.get("model_type") or config.get("model_type") or "unknown"),
         context_tokens=_context_tokens(folder, text, source),
         parameters=sum(_numbers(header) for header in headers),
@@ -260,14 +265,37 @@ def _facts(folder: Path) -> RoseFacts | None:
 
 
 def _context_tokens(folder: Path, config: dict[str, Any], source: str) -> int:
-    """Return the longest text: the model's positions, or less where the tokenizer says less."""
-    positions = config.get("max_position_embeddings") or config.get("n_positions") or config.get("max_seq_len")
-    limits = [int(positions)] if positions else []
+    """Return the longest text: the model's positions, or less where the tokenizer says less.
+
+    Of `longrope` (Phi) it is what its first set of factors reaches. The second set turns all positions otherwise once a
+    text is longer, also those in the cache and those of a short text that shares a row with a long one.
+    """
+    limits = [_whole(config, "max_position_embeddings", "n_positions", "max_seq_len")]
+    rope: Any = config.get("rope_parameters") or config.get("rope_scaling")
+    if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) in ("longrope", "su"):
+        limits.append(_whole({**config, **rope}, "original_max_position_embeddings"))
     if (folder / "tokenizer_config.json").is_file():
         longest = _read_json(folder, "tokenizer_config.json", source).get("model_max_length")
         if isinstance(longest, (int, float)) and 0 < longest < 1e9:
             limits.append(int(longest))
-    return min(limits, default=_UNKNOWN_CONTEXT)
+    return min((limit for limit in limits if limit), default=_UNKNOWN_CONTEXT)
+
+
+def _check_shards(folder: Path, present: Set[str], source: str) -> None:
+    """Refuse a folder whose index names weight files that it lacks, as after a download that was broken off."""
+    name = "model.safetensors.index.json"
+    if not (folder / name).is_file():
+        return
+    places = _read_json(folder, name, source).get("weight_map")
+    missing = sorted(set(map(str, places.values())) - present) if isinstance(places, dict) else []
+    if missing:
+        raise _incomplete(source, folder, f"it lacks {len(missing)} of its weight files, first {missing[0]}")
+
+
+def _whole(config: dict[str, Any], *names: str) -> int:
+    """Return the first of these entries that is a number above 0, else 0."""
+    values = (config.get(name) for name in names)
+    return next((value for value in values if type(value) is int and value > 0), 0)
 
 
 def _safetensors_header(path: Path, source: str) -> bytes:

@@ -26,6 +26,8 @@ from rose.language_models.locate import (
     verify_fingerprint,
 )
 
+INDEX = json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}})
+
 
 @pytest.fixture
 def folder(fixture_base: Path, tmp_path: Path) -> Path:
@@ -107,6 +109,15 @@ def test_the_tokenizer_may_shorten_the_context(folder: Path) -> None:
     assert describe(folder, source="x", revision=None).context_tokens == 4096
 
 
+def test_a_rope_of_two_lengths_counts_as_its_shorter_one(folder: Path) -> None:
+    older = {"type": "longrope"}  # as before transformers 5
+    change_config(folder, rope_parameters=None, rope_scaling=older, original_max_position_embeddings=512)
+    assert describe(folder, source="x", revision=None).context_tokens == 512
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 256}
+    change_config(folder, rope_parameters=rope, original_max_position_embeddings=None)
+    assert describe(folder, source="x", revision=None).context_tokens == 256
+
+
 def test_a_text_model_inside_a_larger_one_is_described(folder: Path) -> None:
     change_config(folder, hidden_size=None, text_config={"hidden_size": 64, "model_type": "inner"})
     found = describe(folder, source="x", revision=None)
@@ -120,6 +131,12 @@ def test_a_text_model_inside_a_larger_one_is_described(folder: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
         (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
         (lambda folder: (folder / "config.json").write_text("{}"), "names no hidden_size"),
+        (lambda folder: change_config(folder, hidden_size="many"), "names no hidden_size"),
+        (lambda folder: change_config(folder, quantization_config={"quant_method": "awq"}), r"quantised \(awq\)"),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text(INDEX),
+            "lacks 1 of its weight files, first model-2.safetensors",
+        ),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer files"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"no \*.safetensors weights"),
         (lambda folder: _cut(folder / "model.safetensors", 1_000_000), "model.safetensors is not complete"),
