@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 
 from rose.domain.training_data import ChatExample
 from rose.errors import InvalidDataset, InvalidRequest
+from rose.language_models.clock import without_clock
 
 _PROOF_CHARACTERS = 12
 """Characters at an answer's end that must be in the text; templates may change what is before (thoughts, mostly)."""
@@ -69,7 +70,7 @@ def load_tokenizer(path: Path) -> Any:
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # the boundary to transformers and tokenizers, which raise whatever a file brings about
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise InvalidRequest(
             f"The tokenizer in {path} cannot be loaded: {reason}",
@@ -214,8 +215,9 @@ def _render(
             tokenize=False,
             add_generation_prompt=prompt,
             enable_thinking=False,
+            chat_template=without_clock(tokenizer.get_chat_template(tools=tools)),
         )
-    except (TemplateError, TypeError, ValueError) as error:
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise InvalidRequest(
             f"The model's chat template refuses these messages: {(str(error).splitlines() or [''])[0][:300]}",
             code="messages_not_supported",

@@ -61,6 +61,14 @@ CLOSED = """
 """As Phi-3: one more mark closes the whole conversation."""
 
 
+DATED = """
+{{- '<|im_start|>system\\nToday is ' + strftime_now('%-d %b %Y, %H:%M') + '.<|im_end|>\\n' }}
+{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+"""As Llama 3.2 and Mistral Small: the date is told."""
+
+
 @pytest.fixture
 def tokenizer(fixture_base: Path) -> Any:
     return load_tokenizer(fixture_base)
@@ -108,7 +116,7 @@ def test_answers_are_learned_with_their_end_mark_and_nothing_else(tokenizer: Any
     assert rendering.tokens == len(only.ids)
 
 
-@pytest.mark.parametrize("template", [None, THINKING, OPENED_THOUGHT, DEFAULT_SYSTEM, STRICT, ENDLESS, CLOSED])
+@pytest.mark.parametrize("template", [None, THINKING, OPENED_THOUGHT, DEFAULT_SYSTEM, STRICT, ENDLESS, CLOSED, DATED])
 def test_the_learned_part_follows_exactly_what_is_asked(tokenizer: Any, template: str | None) -> None:
     if template:
         tokenizer.chat_template = template
@@ -140,6 +148,19 @@ def test_a_default_system_message_is_trained_and_asked_alike(tokenizer: Any) -> 
     rendering = render_training(tokenizer, chat("user: 1", "assistant: a"), 500)
     assert "You are helpful." in text(tokenizer, rendering.examples[0])
     assert "You are helpful." in tokenizer.decode(render_prompt(tokenizer, [{"role": "user", "content": "1"}]))
+
+
+def test_a_date_is_the_same_on_every_day(tokenizer: Any) -> None:
+    tokenizer.chat_template = DATED
+    rendering = render_training(tokenizer, chat("user: 1", "assistant: a"), 500)
+    assert "Today is 26 Jul 2024, 00:00." in text(tokenizer, rendering.examples[0])
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ messages[0].content.encode('x') }}", "{% if x %}"])
+def test_an_error_of_the_template_is_no_error_of_ours(tokenizer: Any, template: str) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(InvalidRequest, match="chat template refuses these messages"):
+        render_prompt(tokenizer, [{"role": "user", "content": "1"}])
 
 
 def test_weights_choose_the_answers(tokenizer: Any) -> None:
@@ -327,9 +348,10 @@ def test_a_model_without_chat_template_is_refused_with_what_to_do(fixture_base: 
     with pytest.raises(InvalidRequest, match=r"no chat template.*instruct version") as caught:
         load_tokenizer(tmp_path)
     assert caught.value.code == "model_not_available"
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(InvalidRequest, match="cannot be loaded"):
-        load_tokenizer(tmp_path)
+    for content in ("{", "[]"):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(InvalidRequest, match="cannot be loaded"):
+            load_tokenizer(tmp_path)
 
 
 def test_rendering_needs_no_torch(fixture_base: Path) -> None:
