@@ -41,17 +41,10 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (room[:, :, :end] for room in self._rooms)
         return self.keys, self.values
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row of the batch `repeats` times."""
-        self._pick(torch.arange(self._rooms[0].shape[0]).repeat_interleave(repeats))
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep only the rows `indices` of the batch."""
-        self._pick(indices)
-
-    def _pick(self, rows: torch.Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Keep the rows `beam_idx` of the batch, each as often as it is named."""
         length = self.get_seq_length()
-        self._rooms = [room[rows.to(room.device)] for room in self._rooms]
+        self._rooms = [room[beam_idx.to(room.device)] for room in self._rooms]
         self.keys, self.values = (room[:, :, :length] for room in self._rooms)
 
 

@@ -99,7 +99,7 @@ class Decoding:
         if self._read < len(self._prompt):
             return
         if len(self._active) > 1:
-            self._cache.batch_repeat_interleave(len(self._active))
+            self._keep_rows([0] * len(self._active))
         self._logits = logits.expand(len(self._active), -1)
 
     def _advance(self, logits: torch.Tensor) -> None:
@@ -116,9 +116,13 @@ class Decoding:
         if len(rows) < len(self._active):
             self._active = [self._active[row] for row in rows]
             if rows:
-                self._cache.batch_select_indices(torch.tensor(rows))
+                self._keep_rows(rows)
         if rows:
             self._logits = self._forward([[token_id] for token_id in chosen])
+
+    def _keep_rows(self, rows: list[int]) -> None:
+        """Let row i of the cache be what its row `rows[i]` was; the one way that every kind of layer knows."""
+        self._cache.reorder_cache(torch.tensor(rows))
 
     def _forward(self, ids: list[list[int]]) -> torch.Tensor:
         """Run the model on `ids` [B, T] after the cache; return the logits [B, V] of the last position."""

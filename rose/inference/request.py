@@ -159,6 +159,7 @@ def _check_messages(messages: list[dict[str, Any]]) -> None:
                 code="invalid_value",
                 param=f"{where}.role",
             )
+        _check_calls(message, where)
         content = message.get("content")
         if content is None and role == "assistant":
             continue
@@ -170,6 +171,31 @@ def _check_messages(messages: list[dict[str, Any]]) -> None:
                 code="invalid_type",
                 param=f"{where}.content",
             )
+
+
+def _check_calls(message: dict[str, Any], where: str) -> None:
+    """Refuse calls of tools that `template.prepare` could not read."""
+    calls: Any = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise _no_call(f"{where}.tool_calls", "must be a list of calls")
+    if (calls or message.get("function_call")) and message["role"] != "assistant":
+        raise _no_call(f"{where}.{'tool_calls' if calls else 'function_call'}", "belongs to assistant messages only")
+    for position, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        _check_call(function, f"{where}.tool_calls[{position}].function")
+    if message.get("function_call"):
+        _check_call(message["function_call"], f"{where}.function_call")
+
+
+def _check_call(function: Any, where: str) -> None:
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise _no_call(where, "must be {'name': …, 'arguments': …}")
+    if not isinstance(function.get("arguments", ""), (str, dict)):
+        raise _no_call(f"{where}.arguments", "must be JSON as a string")
+
+
+def _no_call(param: str, expected: str) -> InvalidRequest:
+    return InvalidRequest(f"{param} {expected}.", code="invalid_type", param=param)
 
 
 def _check_parts(parts: list[Any], where: str) -> None:
@@ -233,7 +259,7 @@ def _sampling(body: _Body) -> Sampling:
 def _logit_bias(raw: dict[str, float]) -> dict[int, float]:
     bias: dict[int, float] = {}
     for key, value in raw.items():
-        if not key.isdecimal():
+        if not (key.isascii() and key.isdecimal() and len(key) < 19):
             raise InvalidRequest(
                 f"logit_bias maps token ids to numbers; {key!r} is no token id.",
                 code="invalid_value",

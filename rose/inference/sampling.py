@@ -13,6 +13,9 @@ import torch
 from rose.errors import InvalidRequest, RoseError
 from rose.inference.request import Sampling
 
+LOWEST_TEMPERATURE = 1e-6
+"""Below this only the likeliest token is drawn anyway, and in fp32 a number far below it is 0."""
+
 
 class Sampler:
     """Chooses the tokens of one choice, one after another."""
@@ -65,7 +68,8 @@ class Sampler:
         """Invert the cumulative distribution at one random point in (0, total]; no token of probability 0 is hit."""
         # Shifted first, so that a tiny temperature cannot overflow.
         best = _check(scores.max())
-        probabilities = torch.softmax((scores - best) / self._sampling.temperature, dim=0)
+        temperature = max(self._sampling.temperature, LOWEST_TEMPERATURE)
+        probabilities = torch.softmax((scores - best) / temperature, dim=0)
         order: torch.Tensor | None = None
         if self._sampling.top_p < 1:
             probabilities, order = torch.sort(probabilities, descending=True, stable=True)

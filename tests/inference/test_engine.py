@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,6 +15,7 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.lfm2 import Lfm2Config
 
 from rose.inference.engine import TorchEngine
 from rose.inference.generation import Done, Failed, Piece, Text
@@ -137,6 +139,30 @@ def test_choices_that_end_early_leave_the_others_unchanged(engine: TorchEngine, 
         expected, found, _ = free.text(index).partition(stop)
         assert stopped.text(index) == expected
         assert stopped.reason(index) == ("stop" if found else "length")
+
+
+def test_choices_of_a_model_that_keeps_states_beside_keys(
+    start_engine: Callable[..., TorchEngine], world: World, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(world.folder, tmp_path / "lfm2"))
+    torch.manual_seed(0)
+    config = Lfm2Config(
+        vocab_size=1024,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        layer_types=["conv", "full_attention"],
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    base = describe(folder, source=str(folder), revision=None).base_model()
+    target = msgspec.structs.replace(world, folder=folder, base=base).target()
+    engine = start_engine()
+    asked: dict[str, Any] = {"temperature": 1, "seed": 7, "max_tokens": 12}
+    free = reply(engine, ask(target, n=3, **asked))
+    assert free.text(0) == reply(engine, ask(target, **asked)).text()
+    stopped = reply(engine, ask(target, n=3, stop=[free.text(0)[2:5]], **asked))
+    assert [stopped.text(index) for index in (0, 1, 2)] == [free.text(0)[:2], free.text(1), free.text(2)]
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.8}])

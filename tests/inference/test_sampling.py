@@ -39,7 +39,8 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it() -> None:
 
 
 def test_a_tiny_temperature_is_greedy_and_does_not_overflow() -> None:
-    assert draw(Sampling(temperature=1e-6), LOGITS * 100) == {0: 1.0}
+    for temperature in (1e-6, 1e-45, 5e-324):
+        assert draw(Sampling(temperature=temperature), LOGITS * 100) == {0: 1.0}
 
 
 def test_a_token_of_probability_zero_is_never_drawn() -> None:
