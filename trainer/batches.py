@@ -164,17 +164,46 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
     A document longer than the budget is alone. Returns indexes into `lengths`; each micro-batch is in index order.
     """
     bins: list[list[int]] = []
-    room: list[int] = []
+    places = _Places(len(lengths))
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        for number, free in enumerate(room):
-            if lengths[index] <= free:
-                bins[number].append(index)
-                room[number] -= lengths[index]
-                break
-        else:
-            bins.append([index])
-            room.append(budget - lengths[index])
+        place = places.first(lengths[index])
+        if place is None:
+            place = len(bins)
+            bins.append([])
+            places.set(place, budget)
+        bins[place].append(index)
+        places.set(place, places.room(place) - lengths[index])
     return [sorted(bin) for bin in bins]
+
+
+class _Places:
+    """The room in each bin, as a tree of maxima, in which the first bin that has enough is found in O(log bins).
+
+    Looking at one bin after the other took minutes for an evaluation of a hundred thousand documents.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._leaves = 1 << max(0, most - 1).bit_length()
+        self._largest = [0] * (2 * self._leaves)
+
+    def room(self, place: int) -> int:
+        return self._largest[self._leaves + place]
+
+    def set(self, place: int, room: int) -> None:
+        node = self._leaves + place
+        self._largest[node] = room
+        while node > 1:
+            node //= 2
+            self._largest[node] = max(self._largest[2 * node], self._largest[2 * node + 1])
+
+    def first(self, wanted: int) -> int | None:
+        """Return the first place with this much room; None when there is none."""
+        if self._largest[1] < wanted:
+            return None
+        node = 1
+        while node < self._leaves:
+            node = 2 * node + (self._largest[2 * node] < wanted)
+        return node - self._leaves
 
 
 def plan_hash(
