@@ -7,9 +7,11 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
 
+from rose.api import body
 from rose.api.body import MAX_DEPTH, check_values
 from rose.errors import InvalidRequest
 from tests.api.running import Running
@@ -194,6 +196,17 @@ async def test_a_large_body_is_read_aside_and_its_fault_is_named(shared_api: Run
     body = {"model": "tiny", "training_file": shared_file, "metadata": {"a": "x" * (1 << 20)}}
     answer = await shared_api.http.post(JOBS, json=body)
     assert_error(answer, 400, "metadata.a", "invalid_value")
+
+
+async def test_a_body_that_stands_still_is_given_up(shared_api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "BODY_SECONDS", 0.2)
+    request = b"POST /v1/fine_tuning/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n{"
+    async with await anyio.connect_tcp("127.0.0.1", shared_api.services.settings.port) as stream:
+        await stream.send(request)
+        with anyio.fail_after(30):
+            answer = await stream.receive()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"request_timeout" in answer
 
 
 async def test_a_huge_json_body_is_refused(shared_api: Running) -> None:

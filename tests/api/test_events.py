@@ -99,6 +99,13 @@ async def test_list_and_stream_show_the_same(api: Running, seed_file: Path) -> N
     assert all(event["data"] == {} or isinstance(event["data"], dict) for event in streamed)
 
 
+async def test_stream_false_is_a_list_whatever_is_accepted(api: Running, seed_file: Path) -> None:
+    job = await api.job(seed_file)
+    path = f"/v1/fine_tuning/jobs/{job.id}/events?stream=false"
+    answer = await api.http.get(path, headers={"accept": "text/event-stream"})
+    assert answer.json()["object"] == "list"
+
+
 async def test_the_stream_follows_a_job_live(api: Running, seed_file: Path) -> None:
     job = await api.job(seed_file)
     trainer = Trainer(api.services, job.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import openai
 import pytest
 
 from rose.api import files
+from rose.commands import Request
+from rose.domain.files import AddFile
+from rose.log.append import Actor
 from tests.api.running import SEED, Running
 from tests.eventually import eventually
 
@@ -85,6 +89,29 @@ async def test_a_file_may_expire(api: Running, seed_file: Path) -> None:
         file=seed_file, purpose="fine-tune", expires_after={"anchor": "created_at", "seconds": 3600}
     )
     assert made.expires_at == made.created_at + 3600
+
+
+async def test_an_expired_file_is_as_a_deleted_one(api: Running) -> None:
+    with api.services.blobs.open_temporary() as blob:
+        blob.write(SEED)
+        content = blob.commit("files/file_old")
+    now = int(time.time())
+    old = AddFile(
+        file_id="file_old",
+        at=now - 3601,
+        filename="old.jsonl",
+        purpose="fine-tune",
+        artifact=content,
+        expires_at=now - 1,
+    )
+    await api.services.commands.add_file(old, Request(actor=Actor(kind="client")))
+    assert (await api.openai.files.list()).data == []
+    for call in (api.openai.files.retrieve, api.openai.files.content, api.openai.files.delete):
+        with pytest.raises(openai.NotFoundError):
+            await call("file_old")
+    with pytest.raises(openai.BadRequestError) as refused:
+        await api.openai.fine_tuning.jobs.create(model="tiny", training_file="file_old")
+    assert (refused.value.param, refused.value.code) == ("training_file", "file_not_found")
 
 
 def _form(name: str = "a.jsonl", content: bytes = b"{}\n", **fields: str) -> dict[str, Any]:
