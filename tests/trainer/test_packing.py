@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.models.gemma2 import Gemma2Config
 from transformers.models.granite import GraniteConfig
 from transformers.models.lfm2 import Lfm2Config
 from transformers.models.qwen2 import Qwen2Config
@@ -77,7 +78,7 @@ def test_the_packed_loss_equals_the_padded_loss_of_transformers(model: Any) -> N
 def test_gradients_do_not_depend_on_what_shares_a_micro_batch(model: Any, parts: list[list[int]]) -> None:
     rows = documents(40, 7, 23, 61)
     model.set_attn_implementation("sdpa")
-    weight = model.model.layers[1].mlp.up_proj.weight
+    weight: Any = model.model.layers[1].mlp.up_proj.weight
     weight.requires_grad_(True)
     try:
         padded_loss(model, rows).backward()
@@ -187,11 +188,29 @@ def test_a_model_that_mixes_neighbours_is_not_packed() -> None:
         assert float(total) / row.label_weight == pytest.approx(float(padded_loss(model, [row])), abs=1e-5)
 
 
-def test_scaled_logits_are_left_to_the_model() -> None:
-    model = small(GraniteConfig(**SMALL, logits_scaling=0.1))
+@pytest.mark.parametrize(
+    ("config", "packed"),
+    [(GraniteConfig(**SMALL, logits_scaling=0.1), True), (Gemma2Config(**SMALL, final_logit_softcapping=1.0), False)],
+)
+def test_scaled_and_capped_logits_are_left_to_the_model(config: Any, packed: bool) -> None:
+    model = small(config)
     forward, _ = choose_forward(model, documents(20, 11, vocabulary=64), CPU)
-    assert forward == Forward(packed=True, own_head=False)
+    assert forward == Forward(packed=packed, own_head=False)
     (row,) = documents(20, vocabulary=64)
+    with torch.no_grad():
+        total, _ = loss(model, assemble([row], CPU), forward)
+        assert float(total) / row.label_weight == pytest.approx(float(padded_loss(model, [row])), abs=1e-5)
+
+
+def test_a_decoder_without_states_is_left_to_the_model(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Llama 4's, which is the whole model and gives logits."""
+    monkeypatch.setattr(type(model), "get_decoder", lambda self: self)
+    model.set_attn_implementation("sdpa")
+    forward, caveat = choose_forward(model, documents(20, 11), CPU)
+    assert forward == Forward(packed=False, own_head=False)
+    assert caveat is not None
+    assert model.config._attn_implementation == "sdpa"
+    (row,) = documents(20)
     with torch.no_grad():
         total, _ = loss(model, assemble([row], CPU), forward)
         assert float(total) / row.label_weight == pytest.approx(float(padded_loss(model, [row])), abs=1e-5)

@@ -21,6 +21,9 @@ from trainer.attention import use_attention, use_packed_attention
 from trainer.batches import Document, Example
 from trainer.losses import label_cross_entropy, logits_cross_entropy
 
+_PROBED_ROWS = 32
+"""Label rows whose logits are compared; a row has as many numbers as the vocabulary."""
+
 
 class MicroBatch(NamedTuple):
     """Documents side by side in one row of T tokens, with R label rows; all on the device."""
@@ -131,31 +134,37 @@ def choose_forward(model: Any, documents: Sequence[Document], device: torch.devi
     """
     first, second = _two_short(documents)
     exact = next(model.parameters()).dtype == torch.float32
-    tolerance = 1e-3 if exact else 5e-2
     own_attention: str = model.config._attn_implementation
+    own_head = packed = False
+    why = ""
     model.eval()
     with torch.no_grad():
-        plain = Forward(packed=False, own_head=False)
-        apart = [loss(model, assemble([document], device), plain)[0] for document in (first, second)]
-        states = [_states(model, assemble([document], device), packed=False) for document in (first, second)]
-        own_head = all(
-            _close(loss(model, assemble([document], device), Forward(packed=False, own_head=True))[0], want, tolerance)
-            for document, want in zip((first, second), apart, strict=True)
-        )
         try:
+            batches = [assemble([document], device) for document in (first, second)]
+            apart = [_states(model, batch, packed=False) for batch in batches]
+            own_head = all(_has_plain_head(model, batch, states) for batch, states in zip(batches, apart, strict=True))
             use_packed_attention(model)
             together = _states(model, assemble([first, second], device), packed=True)
-            packed = _close(together, torch.cat(states), tolerance) and not _leaks(model, first, second, together)
-        except (NotImplementedError, TypeError, ValueError) as error:
-            packed, why = False, f": {error}"
-        else:
-            why = ""
+            tolerance = 1e-3 if exact else 5e-2
+            packed = _close(together, torch.cat(apart), tolerance) and not _leaks(model, first, second, together)
+        except (NotImplementedError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            why = f": {error}"
     if packed:
         return Forward(packed=True, own_head=own_head), None
     use_attention(model, own_attention)
     return Forward(packed=False, own_head=own_head), (
         f"Examples are trained one by one, which is slower: packing them would change this model's results{why}."
     )
+
+
+def _has_plain_head(model: Any, batch: MicroBatch, states: torch.Tensor) -> bool:
+    """Tell whether the model's logits are its output layer's product and nothing more.
+
+    Both are the same arithmetic on the same numbers, so that even a cap far above the logits shows.
+    """
+    rows, head = batch.rows[:_PROBED_ROWS], model.get_output_embeddings()
+    inputs = {"input_ids": batch.ids, "position_ids": batch.positions, "use_cache": False}
+    return _close(head(states[rows]), model(**inputs, logits_to_keep=rows).logits[0], 1e-3)
 
 
 def _leaks(model: Any, first: Document, second: Document, together: torch.Tensor) -> bool:
