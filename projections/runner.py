@@ -35,12 +35,7 @@ DELETED_AT_ONCE = 10_000
 SWITCH_SECONDS = 60.0
 """Longest wait of a rebuild for the moment in which it takes the old version's place."""
 
-OUTAGES = (
-    *UNANSWERED,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.PostgresSystemError,
-    asyncpg.TransactionRollbackError,
-)
+OUTAGES = (*UNANSWERED, asyncpg.TransactionRollbackError)
 """Not the event's fault: trying again may help."""
 
 LOCK_ACTIVE = """

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Generator, Iterable
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -246,9 +246,9 @@ class House:
 
 
 @asynccontextmanager
-async def own_postgres() -> AsyncGenerator[tuple[Server, Pool]]:
-    """Give a Postgres of the test's own, which it may kill and start again."""
-    with private_folder() as folder:
+async def own_postgres(cluster: Path | None = None) -> AsyncGenerator[tuple[Server, Pool]]:
+    """Give a Postgres of the test's own, which it may kill and start again; `cluster` is where its data lies."""
+    with nullcontext(cluster) if cluster else private_folder() as folder:
         server = Server(Postgres(folder))
         try:
             await anyio.to_thread.run_sync(server.start)

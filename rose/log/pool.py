@@ -54,7 +54,8 @@ UNANSWERED = (
     asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
-    asyncpg.TooManyConnectionsError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.LockNotAvailableError,
     asyncpg.DeadlockDetectedError,
@@ -97,7 +98,7 @@ UNMIGRATED = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, async
 
 @contextmanager
 def unavailable() -> Generator[None]:
-    """Turn the errors of an absent, closed, overloaded or unmigrated database into a sentence.
+    """Turn the errors of an absent, closed, full, overloaded or unmigrated database into a sentence.
 
     Raises: Unavailable; InvalidRequest when the database's address is no address.
     """
@@ -109,6 +110,12 @@ def unavailable() -> Generator[None]:
             code="invalid_setting",
             param="database_url",
             hint="Set ROSE_DATABASE_URL to postgresql://USER:PASSWORD@HOST:PORT/DATABASE.",
+        ) from error
+    except asyncpg.DiskFullError as error:
+        raise Unavailable(
+            f"The disk of the database is full ({error.args[0]}).",
+            code="database_full",
+            hint="Free some space there; ROSE then goes on by itself, and nothing that was accepted is lost.",
         ) from error
     except UNANSWERED as error:
         raise Unavailable(

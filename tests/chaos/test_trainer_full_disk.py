@@ -1,4 +1,4 @@
-"""A run on a small file system that fills up: the job pauses with that reason, and goes on when there is room again."""
+"""A run on a small file system that fills up: it pauses or waits, says why, and goes on when there is room again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from rose.domain.job_events import JobPaused, JobQueued, JobWarned
+from rose.domain.job_events import JobPaused, JobQueued, JobWarned, RunStarted
+from rose.errors import Unavailable
 from rose.log.pool import Pool
 from rose.settings import Settings
 from tests.checker import check_log
-from tests.trainers import QUICK, House
+from tests.scripted_child import STEADY_STEPS
+from tests.trainers import QUICK, House, own_postgres
+from trainer import supervision
 
 pytestmark = [
     pytest.mark.anyio,
@@ -23,14 +26,15 @@ pytestmark = [
 ]
 
 MEBIBYTE = 1 << 20
-DISK_BYTES = 64 * MEBIBYTE
+DISK_BYTES = 96 * MEBIBYTE
 FLOOR_BYTES = 16 * MEBIBYTE
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Generator[Path]:
-    """A file system of 64 MiB."""
-    folder = tmp_path / "disk"
+def small_disk(private_folder: Path) -> Generator[Path]:
+    """A file system of 96 MiB: room for blobs, or for a cluster of Postgres."""
+    private_folder.chmod(0o711)  # Postgres runs as another account
+    folder = private_folder / "disk"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "rose-test", folder], check=True)
     try:
@@ -44,6 +48,12 @@ def fill(path: Path, leave_bytes: int) -> None:
     with path.open("wb", buffering=0) as file:
         while (facts := os.statvfs(path.parent)).f_bavail * facts.f_frsize > leave_bytes:
             file.write(bytes(MEBIBYTE))
+
+
+async def create_for_ever(house: House) -> None:
+    """Create jobs until that fails: pages that are there already take some more rows."""
+    while True:
+        await house.create()
 
 
 async def test_a_full_disk_pauses_the_job_and_room_continues_it(
@@ -75,3 +85,27 @@ async def test_a_full_disk_pauses_the_job_and_room_continues_it(
     assert "no_recovery_point" in warnings, "a recovery point that did not fit was only a warning"
     assert [step for step, _ in await house.steps(job_id)] == list(range(1, 65))
     assert await check_log(database_dsn) == []
+
+
+async def test_a_full_disk_of_the_database_makes_everybody_wait_and_ends_nothing(
+    settings: Callable[..., Settings], fixture_base: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "TRAINING_MODULE", "tests.scripted_child")
+    monkeypatch.setenv("ROSE_TEST_SCRIPT", "steps steadily")
+    given = settings(**{**QUICK, "lease_seconds": 60.0, "abandon_seconds": 45.0})
+    ballast = small_disk / "ballast"
+    async with own_postgres(small_disk / "cluster") as (server, pool):
+        house = House(pool, given, fixture_base)
+        async with house.trainer():
+            job_id = await house.create_queued()
+            await house.at_step(job_id, 50)
+            fill(ballast, 0)
+            with pytest.raises(Unavailable, match="disk of the database is full") as caught:
+                await create_for_ever(house)
+            assert caught.value.code == "database_full"
+            ballast.unlink()
+            assert (await house.ended(job_id)).status == "succeeded"
+        events = await house.events(job_id)
+        assert sum(isinstance(event, RunStarted) for event in events) == 1
+        assert [step for step, _ in await house.steps(job_id)] == list(range(1, STEADY_STEPS + 1))
+        assert await check_log(server.service.dsn()) == []
