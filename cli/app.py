@@ -100,6 +100,10 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as problem:  # a file, folder or disk of this machine
+        where = f"{problem.filename}: " if problem.filename else ""
+        output.error(RoseError(f"{where}{problem.strerror or problem}", code="system_error"))
+        return 1
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
 
 

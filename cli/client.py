@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,15 @@ _BY_CODE: dict[str, type[RoseError]] = {
     "invalid_dataset": InvalidDataset,
     "invalid_training_file": InvalidDataset,
 }
+_HINT_BY_PARAM = {
+    "fine_tune_id": "`rose finetune list` shows the jobs there are.",
+    "id": "`rose files list` shows the files there are.",
+    "training_file": "`rose files list` shows the files there are.",
+    "validation_file": "`rose files list` shows the files there are.",
+    "model": "`rose models list` shows the models there are.",
+}
+"""What to do when something is not found, by the field that names it."""
+_HINT_BY_STATUS = {401: "Give the server's key with --api-key or ROSE_API_KEY."}
 MAX_STREAM_RESTARTS = 60
 RESULTS = "fine-tune-results"
 """Purpose of the files that jobs make."""
@@ -92,7 +101,7 @@ class Client:
         with self._reach(), self._http.stream("GET", path, timeout=None) as response:
             if response.status_code >= 400:
                 response.read()
-                raise _problem(response)
+                raise self._problem(response)
             yield response.iter_bytes()
 
     # --- jobs
@@ -122,43 +131,51 @@ class Client:
         """Return a job's checkpoints, newest first."""
         return self._all(f"/fine_tuning/jobs/{quote(job_id, safe='')}/checkpoints", {"limit": 100})
 
-    def stream_events(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """Yield a job's events, oldest first, until the job ends; reconnects where it was.
+    def stream_events(self, job_id: str, on_lost: Callable[[str], object] = lambda _: None) -> Iterator[dict[str, Any]]:
+        """Yield a job's events, oldest first, until the job ends; a stream that breaks goes on where it was.
 
-        Raises: Unavailable when the server stays away.
+        `on_lost` is told once for each break. Raises: Unavailable when there is no server, or when it stays away.
         """
         import time
 
         import msgspec
 
-        path = f"/fine_tuning/jobs/{quote(job_id, safe='')}/events"
         cursor: str | None = None
-        failures = 0
+        met, failures = False, 0
         while True:
-            headers = {"Last-Event-ID": cursor} if cursor else {}
-            timeout = httpx2.Timeout(60.0, connect=5.0)
             try:
-                with self._http.sse(path, params={"stream": "true"}, headers=headers, timeout=timeout) as source:
-                    response = source.response
-                    if response.status_code == 204:
+                with self._event_source(job_id, cursor) as source:
+                    met = True
+                    if source.response.status_code == 204:
                         return
-                    if response.status_code >= 400:
-                        response.read()
-                        raise _problem(response)
                     for frame in source:
                         if frame.data == "[DONE]":
                             return
-                        failures = 0
-                        cursor = frame.id or cursor
+                        failures, cursor = 0, frame.id or cursor
                         yield msgspec.json.decode(frame.data)
-                failures += 1
-            except httpx2.TransportError as problem:
-                failures += 1
-                if failures > MAX_STREAM_RESTARTS:
-                    raise self._unreachable(problem) from None
-            if failures > MAX_STREAM_RESTARTS:
-                raise Unavailable(f"{self.url} closes the stream of {job_id} again and again.")
+                lost = Unavailable(f"{self.url} closes the stream of {job_id} again and again.")
+            except Unavailable as problem:
+                lost = problem
+            failures += 1
+            if not met or failures > MAX_STREAM_RESTARTS:
+                raise lost
+            if failures == 2:  # the first attempt after a restart of the server is soon enough not to talk about it
+                on_lost(f"{lost.message} Trying again…")
             time.sleep(min(0.2 * failures, 2.0))
+
+    @contextmanager
+    def _event_source(self, job_id: str, cursor: str | None) -> Generator[httpx2.EventSource]:
+        path = f"/fine_tuning/jobs/{quote(job_id, safe='')}/events"
+        headers = {"Last-Event-ID": cursor} if cursor else {}
+        timeout = httpx2.Timeout(60.0, connect=5.0)
+        with (
+            self._reach(),
+            self._http.sse(path, params={"stream": "true"}, headers=headers, timeout=timeout) as source,
+        ):
+            if source.response.status_code >= 400:
+                source.response.read()
+                raise self._problem(source.response)
+            yield source
 
     # --- models and chat
 
@@ -189,13 +206,13 @@ class Client:
         ):
             if source.response.status_code >= 400:
                 source.response.read()
-                raise _problem(source.response)
+                raise self._problem(source.response)
             for frame in source:
                 if frame.data == "[DONE]":
                     return
                 chunk = msgspec.json.decode(frame.data)
                 if "error" in chunk:
-                    raise _from_body(chunk, 500)
+                    raise _stated(chunk["error"], 500)
                 yield chunk
 
     # --- ids
@@ -232,8 +249,11 @@ class Client:
         with self._reach():
             response = self._http.request(method, path, **options)
         if response.status_code >= 400:
-            raise _problem(response)
-        return response.json()
+            raise self._problem(response)
+        try:
+            return response.json()
+        except ValueError:
+            raise self._stranger(response.status_code) from None
 
     def _all(self, path: str, params: dict[str, Any], limit: int | None = None) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -261,19 +281,27 @@ class Client:
             hint="Start one with `rose up`, or name another with --url or ROSE_URL.",
         )
 
+    def _problem(self, response: httpx2.Response) -> RoseError:
+        try:
+            body = response.json()
+        except ValueError:
+            body = {}
+        stated = body.get("error") if isinstance(body, dict) else None
+        if not isinstance(stated, dict):
+            return self._stranger(response.status_code)
+        return _stated(stated, response.status_code)
 
-def _problem(response: httpx2.Response) -> RoseError:
-    try:
-        body = response.json()
-    except ValueError:
-        body = {}
-    return _from_body(body, response.status_code)
+    def _stranger(self, status: int) -> Unavailable:
+        return Unavailable(
+            f"What answers at {self.url} is no ROSE server (status {status}).",
+            code="not_rose",
+            hint="See where ROSE answers with `rose status`, or name its address with --url or ROSE_URL.",
+        )
 
 
-def _from_body(body: Any, status: int) -> RoseError:
-    stated = body.get("error") if isinstance(body, dict) else None
-    if not isinstance(stated, dict):
-        return RoseError(f"The server answered {status} without saying why.")
-    code = stated.get("code")
+def _stated(error: dict[str, Any], status: int) -> RoseError:
+    code = error.get("code")
     kind = _BY_CODE.get(code or "") or _BY_STATUS.get(status, RoseError)
-    return kind(stated.get("message") or f"The server answered {status}.", code=code, param=stated.get("param"))
+    message = error.get("message") or f"The server answered {status}."
+    hint = _HINT_BY_PARAM.get(error.get("param") or "") if status == 404 else _HINT_BY_STATUS.get(status)
+    return kind(message, code=code, param=error.get("param"), hint=hint)

@@ -75,10 +75,19 @@ def _settings(job: dict[str, Any]) -> list[str]:
     knobs.update({f"lora_config.{name}": value for name, value in lora.items()})
     lines = []
     for name, value in knobs.items():
-        shown = f"{value:.3g}" if isinstance(value, float) else value
         why = f"   ({reasons[name]})" if name in reasons else ""
-        lines.append(f"  {name} = {shown}{why}")
+        lines.append(f"  {name} = {_shown(value)}{why}")
     return ["settings", *lines] if lines else []
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _base(base: dict[str, Any] | None) -> str:

@@ -21,7 +21,7 @@ class Common:
     """Options of every command that talks to a server."""
 
     url: Annotated[str | None, Parameter(env_var="ROSE_URL", group=_GROUP)] = None
-    """Address of the ROSE server; default: the local one."""
+    """Address of the ROSE server; default: the one that runs on the data folder."""
     api_key: Annotated[str | None, Parameter(env_var=("ROSE_API_KEY", "OPENAI_API_KEY"), group=_GROUP)] = None
     """Key for the server, where it wants one."""
     json: Annotated[bool, Parameter(env_var="ROSE_JSON", negative="", group=_GROUP)] = False
@@ -37,9 +37,18 @@ class Common:
     def client(self) -> Client:
         """Return a client of the server that is meant."""
         from cli.client import Client
-        from rose import settings
 
-        return Client(self.url or settings.load().url, self.api_key)
+        return Client(self.url or _local_url(), self.api_key)
+
+
+def _local_url() -> str:
+    """Return where the ROSE of this data folder answers, or where it would."""
+    from rose import settings
+    from rose.local import state
+
+    given = settings.load()
+    running = state.status(given)
+    return running.url if running else given.url
 
 
 COMMON = Common()

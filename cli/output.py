@@ -73,15 +73,24 @@ class Output:
         elif not rows:
             self.talk(empty)
         elif sys.stdout.isatty():
-            from rich.table import Table
-
-            table = Table(*headings, box=None, pad_edge=False)
-            for row in rows:
-                table.add_row(*row)
-            console().print(table)
+            heading, *lines = _aligned([headings, *rows])
+            _write(sys.stdout, f"\x1b[1m{heading}\x1b[0m" if _colour(sys.stdout) else heading)
+            for text in lines:
+                _write(sys.stdout, text)
         else:
             for row in rows:
                 _write(sys.stdout, "\t".join(row))
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines with straight columns. Nothing is cut to the terminal's width: ids and names are copied."""
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(text + " " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def console() -> Console:

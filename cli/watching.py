@@ -19,9 +19,9 @@ def watch_job(client: Client, job_id: str, common: Common) -> dict[str, Any]:
     if job.get("waiting_for"):
         common.output.talk(f"It waits: {job['waiting_for']}")
     if sys.stdout.isatty() and not common.json and not common.quiet:
-        _watch_live(client, job_id)
+        _watch_live(client, job_id, common)
     else:
-        for event in client.stream_events(job_id):
+        for event in client.stream_events(job_id, common.output.talk):
             if common.json:
                 common.output.raw(event)
             else:
@@ -32,21 +32,22 @@ def watch_job(client: Client, job_id: str, common: Common) -> dict[str, Any]:
             common.output.show(job, identity=job["fine_tuned_model"], lines=[f"Model: {job['fine_tuned_model']}"])
         common.output.talk(f'Try it: rose chat "…" --model {job["fine_tuned_model"]}')
     elif job.get("error"):
-        common.output.warn(f"{job['error']['message']}")
+        common.output.warn(job["error"]["message"])
+        common.output.talk(f"Everything about it: rose finetune get {job_id}; its log: rose logs {job_id}")
     return job
 
 
-def _watch_live(client: Client, job_id: str) -> None:
+def _watch_live(client: Client, job_id: str, common: Common) -> None:
     from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[numbers]}"), console=console()
     ) as progress:
         task: TaskID = progress.add_task("waiting", total=None, numbers="")
-        for event in client.stream_events(job_id):
+        for event in client.stream_events(job_id, common.output.talk):
             data = event["data"]
             if event["type"] != "metrics":
-                progress.console.print(event_line(event))
+                progress.console.print(event_line(event), soft_wrap=True)  # names are copied: whole
                 continue
             progress.update(
                 task,

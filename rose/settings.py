@@ -8,6 +8,7 @@ process and passed in; nothing reads them at import.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ DEFAULT_ALIASES: Mapping[str, str] = {
     "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
     "tinyllama": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
 }
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+DEVICE = re.compile(r"(auto|cpu|mps|cuda(:\d+)?)\Z")
 
 
 def default_data_dir() -> Path:
@@ -98,7 +101,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     torch_threads: int | None = None
     """Threads of a training child; default: cores minus one."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `mps`."""
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."""
     inference_host: str = "127.0.0.1"
     """Address that an inference engine listens on."""
     inference_port: int = 0
@@ -145,14 +148,11 @@ def config_path(environ: Mapping[str, str]) -> Path:
 def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
     """Return the settings from environment, `rose.toml` and `overrides` (which win when not None).
 
-    Raises: InvalidRequest naming the setting when a value is of the wrong kind or a name in the file is unknown.
+    Raises: InvalidRequest naming the setting when a value cannot be used or a name in the file is unknown.
     """
     environ = os.environ if environ is None else environ
     path = config_path(environ)
-    try:
-        stored: dict[str, Any] = tomllib.loads(path.read_text()) if path.is_file() else {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{path} is not valid TOML: {error}.", code="invalid_setting") from None
+    stored = _stored(path)
     values: dict[str, Any] = {}
     fields = {field.name: field for field in msgspec.structs.fields(Settings)}
     for name in stored:
@@ -161,24 +161,72 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
     for name, field in fields.items():
         text = environ.get(f"ROSE_{name.upper()}")
         raw: Any = overrides.get(name)
-        if raw is None:
-            raw = _parse(field.type, text) if text not in (None, "") else stored.get(name)
-        if raw is None:
-            continue
         try:
-            values[name] = msgspec.convert(raw, field.type, strict=False, dec_hook=_decode)
+            if raw is None:
+                raw = _parse(field.type, text) if text not in (None, "") else stored.get(name)
+            if raw is not None:
+                values[name] = msgspec.convert(raw, field.type, strict=False, dec_hook=_decode)
         except (msgspec.ValidationError, ValueError) as error:
-            raise InvalidRequest(
-                f"The setting {name} (ROSE_{name.upper()}) is {raw!r}: {error}.",
-                code="invalid_setting",
-                param=name,
-            ) from None
+            raise _unusable(name, text if raw is None else raw, f": {error}") from None
     if "model_aliases" in values:
         values["model_aliases"] = {**DEFAULT_ALIASES, **values["model_aliases"]}
     for name in ("data_dir", "blob_dir"):
         if values.get(name) is not None:
             values[name] = Path(values[name]).expanduser().absolute()
-    return Settings(**values)
+    settings = Settings(**values)
+    _check(settings)
+    return settings
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text()) if path.is_file() else {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{path} is not valid TOML: {error}.", code="invalid_setting") from None
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror}.", code="invalid_setting") from None
+
+
+def _check(settings: Settings) -> None:
+    """Refuse values of the right kind that cannot work. Raises: InvalidRequest naming the setting and its range."""
+    order = settings.renew_seconds < settings.abandon_seconds < settings.lease_seconds
+    rules = (
+        ("port", 1 <= settings.port <= 65535, "it must be from 1 to 65535"),
+        ("inference_port", 0 <= settings.inference_port <= 65535, "it must be from 0 (any) to 65535"),
+        ("log_level", settings.log_level.upper() in LOG_LEVELS, f"it must be one of {', '.join(LOG_LEVELS)}"),
+        ("device", DEVICE.match(settings.device) is not None, "it must be auto, cpu, cuda, cuda:N or mps"),
+        (
+            "result_file_encoding",
+            settings.result_file_encoding in ("plain", "base64"),
+            "it must be plain or base64",
+        ),
+        ("renew_seconds", settings.renew_seconds > 0, "it must be above 0"),
+        (
+            "abandon_seconds",
+            order,
+            f"it must lie between renew_seconds ({settings.renew_seconds:g}) and lease_seconds "
+            f"({settings.lease_seconds:g}), so that a run ends before another trainer may take its job",
+        ),
+        ("poll_seconds", settings.poll_seconds > 0, "it must be above 0"),
+        ("recovery_steps", settings.recovery_steps is None or settings.recovery_steps > 0, "it must be above 0"),
+        ("max_attempts", settings.max_attempts > 0, "it must be above 0"),
+        ("minimum_examples", settings.minimum_examples > 0, "it must be above 0"),
+        ("torch_threads", settings.torch_threads is None or settings.torch_threads > 0, "it must be above 0"),
+        (
+            "inference_threads",
+            settings.inference_threads is None or settings.inference_threads > 0,
+            "it must be above 0",
+        ),
+    )
+    for name, holds, rule in rules:
+        if not holds:
+            raise _unusable(name, getattr(settings, name), f"; {rule}")
+
+
+def _unusable(name: str, value: Any, why: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"The setting {name} (ROSE_{name.upper()}) is {value!r}{why}.", code="invalid_setting", param=name
+    )
 
 
 def to_environment(settings: Settings) -> dict[str, str]:
@@ -202,7 +250,11 @@ def _parse(kind: Any, text: str | None) -> Any:
         except msgspec.DecodeError:
             return text
     if "dict[" in str(kind):
-        return dict(pair.split("=", 1) for pair in stripped.split(",") if "=" in pair)
+        pairs = [pair.strip() for pair in stripped.split(",") if pair.strip()]
+        wrong = [pair for pair in pairs if "=" not in pair]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is not name=value")
+        return {name.strip(): value.strip() for name, _, value in (pair.partition("=") for pair in pairs)}
     if "tuple[" in str(kind):
         return [part.strip() for part in stripped.split(",") if part.strip()]
     if kind is bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from cli.options import COMMON, Common
-from rose.errors import InvalidRequest, NotFound
+from cli.output import error
+from rose.errors import InvalidRequest, NotFound, RoseError
 
 if TYPE_CHECKING:
     from cli.client import Client
@@ -85,16 +88,21 @@ def newest_model(client: Client) -> str:
 def stream_answer(client: Client, body: dict[str, Any], common: Common) -> str:
     """Print an answer piece by piece as it is made and return it."""
     pieces: list[str] = []
-    for chunk in client.stream_chat(body):
-        for choice in chunk["choices"]:
-            piece = choice["delta"].get("content") or ""
-            pieces.append(piece)
-            common.output.piece(piece)
-    common.output.piece("\n")
+    try:
+        for chunk in client.stream_chat(body):
+            for choice in chunk["choices"]:
+                piece = choice["delta"].get("content") or ""
+                pieces.append(piece)
+                common.output.piece(piece)
+    finally:
+        if pieces:
+            common.output.piece("\n")
     return "".join(pieces)
 
 
 def _converse(client: Client, body: dict[str, Any], messages: list[dict[str, str]], common: Common) -> None:
+    with suppress(ImportError):
+        importlib.import_module("readline")  # gives input() line editing and a history
     common.output.talk(f"Talking with {body['model']}. Ctrl-D ends, Ctrl-C stops an answer.")
     while True:
         try:
@@ -108,7 +116,11 @@ def _converse(client: Client, body: dict[str, Any], messages: list[dict[str, str
         try:
             answer = stream_answer(client, {**body, "messages": messages}, common)
         except KeyboardInterrupt:
-            common.output.talk("\n(stopped)")
+            common.output.talk("(stopped)")
+            messages.pop()
+            continue
+        except RoseError as problem:
+            error(problem)
             messages.pop()
             continue
         messages.append({"role": "assistant", "content": answer})

@@ -9,9 +9,11 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cli.options import COMMON, Common
+from cli.output import size
 from rose import settings as settings_module
 from rose.errors import RoseError
 
@@ -67,8 +69,19 @@ def examine() -> list[Finding]:
         _models,
     )
     for check in checks:
-        findings.extend(check(settings))
+        findings.extend(_all_of(check, settings))
     return findings
+
+
+def _all_of(check: Callable[[Settings], Iterable[Finding]], settings: Settings) -> list[Finding]:
+    name = check.__name__.strip("_").replace("_", " ")
+    try:
+        return list(check(settings))
+    except RoseError as problem:
+        return [Finding(name, "fail", problem.message, problem.hint)]
+    except OSError as problem:
+        where = f"{problem.filename}: " if problem.filename else ""
+        return [Finding(name, "fail", f"{where}{problem.strerror or problem}", "give this account the rights to it")]
 
 
 def _python() -> Finding:
@@ -87,31 +100,48 @@ def _modules() -> Finding:
 
 def _data_folder(settings: Settings) -> Iterable[Finding]:
     folder = settings.data_dir
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
+    existing = _existing(folder)
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         yield Finding("data folder", "fail", f"{existing} cannot be written to", "ROSE_DATA_DIR=~/rose rose up")
     elif folder.exists() and folder.stat().st_mode & 0o022:
         yield Finding("data folder", "fail", f"{folder} can be written to by others", f"chmod go-w {folder}")
+    elif closed := _closed_to_postgres(settings):
+        yield Finding(
+            "data folder",
+            "fail",
+            f"only root can enter {closed}, and as root Postgres runs under another account",
+            f"ROSE_DATA_DIR=/var/lib/rose rose up, or chmod o+x {closed}",
+        )
     else:
         yield Finding("data folder", "ok", f"{folder} can be written to")
 
 
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _closed_to_postgres(settings: Settings) -> Path | None:
+    """Return the folder above the data folder that the embedded Postgres could not pass, or None."""
+    from rose.local import account
+
+    owner = account.needed() if settings.database_url is None else None
+    return account.closed_folder(owner, _existing(settings.data_dir.parent)) if owner else None
+
+
 def _space(settings: Settings) -> Iterable[Finding]:
-    folder = settings.blobs
-    while not folder.exists():
-        folder = folder.parent
+    folder = _existing(settings.blobs)
     free = shutil.disk_usage(folder).free
     if free < settings.min_free_bytes:
         yield Finding(
             "space",
             "fail",
-            f"{free >> 20} MiB are free in {folder}, under the floor of {settings.min_free_bytes >> 20} MiB",
+            f"{size(free)} are free in {folder}, under the floor of {size(settings.min_free_bytes)}",
             "rose models delete NAME, rose files delete ID, or set ROSE_DATA_DIR to a larger disk",
         )
     else:
-        yield Finding("space", "ok", f"{free >> 30} GiB are free in {folder}")
+        yield Finding("space", "ok", f"{size(free)} are free in {folder}")
 
 
 def _embedded(settings: Settings) -> Iterable[Finding]:
@@ -135,8 +165,12 @@ def _embedded(settings: Settings) -> Iterable[Finding]:
 
 
 def _port(settings: Settings) -> Iterable[Finding]:
-    if _answers(settings):
-        yield Finding("address", "ok", f"ROSE answers at {settings.url}")
+    from rose.local import state
+
+    running = state.status(settings)
+    url = running.url if running else settings.url
+    if _answers(url):
+        yield Finding("address", "ok", f"ROSE answers at {url}")
         return
     with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -153,11 +187,11 @@ def _port(settings: Settings) -> Iterable[Finding]:
     yield Finding("address", "ok", f"port {settings.port} on {settings.host} is free")
 
 
-def _answers(settings: Settings) -> bool:
+def _answers(url: str) -> bool:
     import httpx2
 
     try:
-        body: Any = httpx2.get(f"{settings.url}/health", timeout=5.0, trust_env=False).json()
+        body: Any = httpx2.get(f"{url}/health", timeout=5.0, trust_env=False).json()
     except (httpx2.HTTPError, ValueError):
         return False
     return isinstance(body, dict) and "status" in body
@@ -241,26 +275,45 @@ def _training(settings: Settings) -> Iterable[Finding]:
 
 
 def _models(settings: Settings) -> Iterable[Finding]:
-    from pathlib import Path
+    return [_model(alias, settings) for alias in sorted(settings.model_aliases)]
 
+
+def _model(alias: str, settings: Settings) -> Finding:
     from rose.domain.bases import resolve_alias, source_kind
+    from rose.language_models.locate import locate
 
-    for alias in sorted(settings.model_aliases):
-        try:
-            source = resolve_alias(alias, settings.model_aliases)
-        except RoseError as problem:
-            yield Finding(f"model {alias}", "fail", problem.message, "correct model_aliases (ROSE_MODEL_ALIASES)")
-            continue
-        kind = source_kind(source)
-        folder = Path(source).expanduser()
-        if kind is None:
-            yield Finding(f"model {alias}", "fail", f"{source!r} is no model", f"ROSE_MODEL_ALIASES={alias}=/folder")
-        elif kind == "folder" and not (folder / "config.json").is_file():
-            yield Finding(
-                f"model {alias}",
-                "fail",
-                f"{folder} has no config.json",
-                f"ROSE_MODEL_ALIASES={alias}=/folder/of/a/model",
-            )
-        else:
-            yield Finding(f"model {alias}", "ok", f"{source} ({'from the hub' if kind == 'hub' else kind})")
+    name = f"model {alias}"
+    try:
+        source = resolve_alias(alias, settings.model_aliases)
+    except RoseError as problem:
+        return Finding(name, "fail", problem.message, "correct model_aliases (ROSE_MODEL_ALIASES)")
+    kind = source_kind(source)
+    if kind is None:
+        return Finding(name, "fail", f"{source!r} is no model", f"ROSE_MODEL_ALIASES={alias}=/folder")
+    try:
+        found = locate(source, models_dir=settings.models, offline=True)
+    except ModuleNotFoundError:  # no hub library without the trainer extra, and then no models either
+        return Finding(name, "ok", f"{source} (the trainers' machines have it or not)")
+    except RoseError as problem:
+        return _missing_model(name, alias, source, kind, settings, problem)
+    return Finding(name, "ok", f"{source} is at {found.path}")
+
+
+def _missing_model(name: str, alias: str, source: str, kind: str, settings: Settings, problem: RoseError) -> Finding:
+    if kind == "folder":
+        return Finding(name, "fail", problem.message, f"ROSE_MODEL_ALIASES={alias}=/folder/of/a/model")
+    if kind == "built_in":
+        return Finding(name, "ok", f"{source} is built before its first job, in about a minute")
+    if settings.hub_offline or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        return Finding(
+            name,
+            "fail",
+            f"{source} is not in the hub's cache, and offline mode is on",
+            f"HF_HUB_OFFLINE=0 ROSE_HUB_OFFLINE=0 rose models pull {alias}, or ROSE_MODEL_ALIASES={alias}=/folder",
+        )
+    return Finding(
+        name,
+        "warn",
+        f"{source} is not on this machine; the first job downloads it from the hub",
+        f"rose models pull {alias}, or where there is no hub ROSE_MODEL_ALIASES={alias}=/folder",
+    )

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from cli.options import COMMON, Common
 from cli.output import moment, size
-from rose.errors import InvalidDataset, NotFound
+from rose.errors import InvalidDataset, InvalidRequest, NotFound
 
 if TYPE_CHECKING:
     from cli.client import Client
@@ -148,6 +148,8 @@ def check(path: Path, /, *, common: Common = COMMON) -> None:
 
 def require_file(path: Path) -> None:
     """Raise NotFound unless `path` is a file."""
+    if path.is_dir():
+        raise InvalidRequest(f"{path} is a folder.", code="no_such_file", hint="Name a file in it.")
     if not path.is_file():
         raise NotFound(f"There is no file {path}.", code="no_such_file")
 
@@ -188,7 +190,14 @@ def upload_once(client: Client, path: Path) -> tuple[dict[str, Any], bool]:
 
 
 def write_whole(pieces: Iterator[bytes], to: Path) -> None:
-    """Write a download under a temporary name and rename it, so that no half file stays."""
+    """Write a download under a temporary name and rename it, so that no half file stays.
+
+    Raises: NotFound when its folder does not exist; InvalidRequest when it is a folder itself.
+    """
+    if to.is_dir():
+        raise InvalidRequest(f"{to} is a folder.", code="no_such_file", hint="Name a file in it.")
+    if not to.parent.is_dir():
+        raise NotFound(f"There is no folder {to.parent}.", code="no_such_folder", hint=f"mkdir -p {to.parent}")
     partial = to.with_name(to.name + ".part")
     try:
         with partial.open("wb") as target:

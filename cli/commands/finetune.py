@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
+from cyclopts.validators import Number
 
 from cli.job_lines import event_line, job_lines, outcome_status
 from cli.options import COMMON, Common
@@ -100,6 +101,7 @@ def create(
         "use_lora": use_lora,
         "lora_config": _given(lora) or None,
     }
+    pairs = _pairs(metadata) if metadata else None
     with common.client() as client:
         body: dict[str, Any] = {
             "model": _model(model),
@@ -108,7 +110,7 @@ def create(
             "suffix": suffix,
             "seed": seed,
             "hyperparameters": _given(knobs) or None,
-            "metadata": _pairs(metadata) if metadata else None,
+            "metadata": pairs,
         }
         job = client.create_job(_given(body))
         common.output.show(job, identity=job["id"], lines=[f"Fine-tuning job created: {job['id']}"])
@@ -120,7 +122,11 @@ def create(
     return 0
 
 
-def list_jobs(*, limit: Annotated[int | None, Parameter(env_var="ROSE_LIMIT")] = None, common: Common = COMMON) -> None:
+def list_jobs(
+    *,
+    limit: Annotated[int | None, Parameter(env_var="ROSE_LIMIT", validator=Number(gte=1))] = None,
+    common: Common = COMMON,
+) -> None:
     """List jobs, newest first.
 
     Parameters
@@ -178,7 +184,7 @@ def events(
                 _print_event(event, common)
             return 0
         try:
-            for event in client.stream_events(job_id):
+            for event in client.stream_events(job_id, common.output.talk):
                 _print_event(event, common)
         except KeyboardInterrupt:
             return _detached(job_id, "events", common)

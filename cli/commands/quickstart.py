@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from cli.options import Common
 from rose import settings as settings_module
 from rose.errors import RoseError, Unavailable
-from rose.language_models.locate import FACTS_FILE, tiny_folder
+from rose.language_models.locate import is_built, tiny_folder
 
 if TYPE_CHECKING:
     from cli.client import Client
@@ -42,7 +42,7 @@ def quickstart(
         Leave ROSE running afterwards.
     """
     settings = settings_module.load()
-    common = Common()
+    common = Common(api_key=settings.api_keys[0] if settings.api_keys else None)
     output = common.output
     started = _start(settings, output)
     try:
@@ -61,7 +61,7 @@ def _run(client: Client, model: str, settings: Settings, common: Common) -> int:
     from cli.watching import watch_job
 
     output = common.output
-    if model == MODEL and not (_folder(settings) / FACTS_FILE).is_file():
+    if model == MODEL and not is_built(_folder(settings)):
         _headline(output, f"Building the toy base model {MODEL!r} (about a minute, once; a toy, not a language model)")
         _build(settings)
     _headline(output, f"1. Upload {DATA.name}: {require_good_data(DATA, 'quickstart cannot run')} conversations")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from cli.options import COMMON, Common
 from cli.output import Output
@@ -86,12 +87,16 @@ def status(*, common: Common = COMMON) -> int:
         f"data folder {running.data_dir}, started {running.started_at}",
         *(
             f"  {one.kind:<12}{one.state:<10}{f'process {one.pid}' if one.pid else '':<16}"
-            f"{f'restarted {one.restarts} times' if one.restarts else ''}".rstrip()
+            f"{_restarts(one.restarts)}".rstrip()
             for one in running.processes
         ),
     ]
     common.output.show(running, identity=running.url, lines=lines)
     return 0
+
+
+def _restarts(count: int) -> str:
+    return f"restarted {count} time{'' if count == 1 else 's'}" if count else ""
 
 
 def serve(service: Service, /) -> int:
@@ -111,7 +116,7 @@ def logs(
     which: str | None = None,
     /,
     *,
-    lines: Annotated[int, Parameter(name=["--lines", "-n"], env_var="ROSE_LINES")] = 50,
+    lines: Annotated[int, Parameter(name=["--lines", "-n"], env_var="ROSE_LINES", validator=Number(gte=0))] = 50,
     common: Common = COMMON,
 ) -> None:
     """Print the end of a service's or a run's log; without a name, list the log files.
@@ -139,7 +144,7 @@ def logs(
     newest = max(fitting, key=lambda path: path.stat().st_mtime)
     common.output.talk(str(newest))
     for line in _tail(newest, lines):
-        common.output.line(line)
+        common.output.piece(line + "\n")
 
 
 def _log_files(settings: Settings) -> list[Path]:

@@ -97,7 +97,8 @@ class Nats:
                 return False  # being written
             port = int(urls[0].rsplit(":", 1)[1])
             if _greeting(port).get("server_name") == self._name():
-                write_private(self.folder / "port", str(port))
+                if port != self._last_port():
+                    write_private(self.folder / "port", str(port))
                 return True
         return False
 

@@ -10,7 +10,7 @@ import fcntl
 import os
 import signal
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -71,13 +71,18 @@ def hold(settings: Settings) -> Generator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise already_running(settings) from None
+        _forget(settings)  # what a killed one left names processes that may be anybody's by now
         try:
             yield
         finally:
-            for name in ("running.json", "connection.json"):
-                (settings.data_dir / name).unlink(missing_ok=True)
+            _forget(settings)
     finally:
         os.close(fd)
+
+
+def _forget(settings: Settings) -> None:
+    for name in ("running.json", "connection.json"):
+        (settings.data_dir / name).unlink(missing_ok=True)
 
 
 def already_running(settings: Settings) -> InvalidState:
@@ -119,7 +124,8 @@ def down(settings: Settings) -> bool:
     running = status(settings)
     if running is None:
         return False
-    os.kill(running.pid, signal.SIGTERM)
+    with suppress(ProcessLookupError):  # it has just ended by itself
+        os.kill(running.pid, signal.SIGTERM)
     if not processes.wait(running.pid, settings.drain_seconds + 90):
         raise Unavailable(
             f"ROSE (process {running.pid}) does not end.",

@@ -123,6 +123,8 @@ class Supervisor:
                 await self._stop.wait()
             except RoseError as error:
                 failure = error
+            except OSError as error:  # of a folder or the disk; the children's own are theirs to mend
+                failure = _local_failure(error)
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._stack.aclose()
@@ -275,10 +277,12 @@ class Supervisor:
     async def _look_who_is_ready(self, pool: Pool) -> None:
         announced = {worker.pid for worker in await leases.workers(pool)}
         for child in self.children:
+            process = child.process
+            if child.ready or process is None:
+                continue
             answers = self._probes.get(child.kind)
-            ready = await anyio.to_thread.run_sync(answers) if answers else child.pid in announced
-            if ready and child.pid is not None and not child.ready:
-                child.ready = True
+            if await anyio.to_thread.run_sync(answers) if answers else process.pid in announced:
+                child.ready = child.process is process  # else it has ended while it was asked
                 self._write_state()
 
     async def _keep_looking(self, pool: Pool) -> None:
@@ -289,8 +293,8 @@ class Supervisor:
                 continue
             try:
                 await self._look_who_is_ready(pool)
-            except Unavailable as error:
-                logger.warning("%s", error.message)
+            except Exception as error:  # Postgres away, the disk full, …: looking must not end what runs
+                logger.warning("cannot tell yet who is ready: %s", error)
 
     def _services(self) -> list[Child]:
         return [child for child in self.children if child.kind in SERVICES]
@@ -311,17 +315,19 @@ class Supervisor:
                         tasks.start_soon(child.stop)
 
     def _write_state(self) -> None:
-        state.store(
-            self.settings,
-            state.Running(
-                pid=os.getpid(),
-                url=self.settings.url,
-                data_dir=str(self.settings.data_dir),
-                started_at=self._started_at,
-                ready=self._ready,
-                processes=tuple(child.shown() for child in self.children),
-            ),
+        """Tell others what runs. A full disk must not end what runs: the file is written again at the next change."""
+        running = state.Running(
+            pid=os.getpid(),
+            url=self.settings.url,
+            data_dir=str(self.settings.data_dir),
+            started_at=self._started_at,
+            ready=self._ready,
+            processes=tuple(child.shown() for child in self.children),
         )
+        try:
+            state.store(self.settings, running)
+        except OSError as error:
+            logger.warning("what `rose status` shows is out of date: %s", error)
 
 
 @asynccontextmanager
@@ -339,6 +345,15 @@ def child_environment(settings: Settings) -> dict[str, str]:
         name: value for name, value in os.environ.items() if not name.startswith("ROSE_") or name == "ROSE_CONFIG"
     }
     return {**inherited, **to_environment(settings), "PYTHONUNBUFFERED": "1"}
+
+
+def _local_failure(error: OSError) -> Unavailable:
+    where = f"{error.filename}: " if error.filename else ""
+    return Unavailable(
+        f"ROSE cannot start: {where}{error.strerror or error}.",
+        code="not_started",
+        hint="`rose doctor` looks at the folder, the disk and the address.",
+    )
 
 
 def _has_torch() -> bool:

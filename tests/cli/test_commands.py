@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anyio
 import msgspec
 import pytest
+from anyio.abc import SocketAttribute, SocketStream
 
+from rose.local import state
 from tests.api.running import Running, Trainer
 from tests.cli.conftest import Rose, call
 
@@ -50,6 +53,11 @@ async def test_a_download_is_the_upload(rose: Rose, seed_file: Path, tmp_path: P
     assert (await rose("files", "download", "last", "--to", str(target))).status == 0
     assert target.read_bytes() == seed_file.read_bytes()
     assert not target.with_name("copy.jsonl.part").exists()
+    nowhere = await rose("files", "download", "last", "--to", str(tmp_path / "no" / "x"))
+    assert nowhere.status == 3
+    assert f"There is no folder {tmp_path / 'no'}" in nowhere.err
+    onto = await rose("files", "download", "last", "--to", str(tmp_path))
+    assert (onto.status, onto.err.splitlines()[0]) == (2, f"error[no_such_file]: {tmp_path} is a folder.")
 
 
 async def test_broken_data_is_refused_by_line_and_nothing_is_uploaded(rose: Rose, tmp_path: Path) -> None:
@@ -129,12 +137,20 @@ async def test_every_knob_reaches_the_job(rose: Rose, seed_file: Path) -> None:
         (["chat", "hi", "--model", "no-such-model"], 3, "does not exist"),
         (["models", "build", "huge"], 2, "ROSE can build tiny"),
         (["models", "pull", "not a model"], 2, "neither an alias nor a hub id"),
+        (["finetune", "list", "--limit", "0"], 2, "Must be >= 1"),
+        (["logs", "api", "-n", "-1"], 2, "Must be >= 0"),
+        (["logs", "no-such-log"], 3, "`rose logs` lists those there are"),
+        (["upload", "/"], 2, "/ is a folder"),
+        (["files", "get", "nope"], 3, "`rose files list` shows"),
+        (["finetune", "watch", "nope"], 3, "`rose finetune list` shows"),
+        (["models", "delete", "nope"], 3, "`rose models list` shows"),
+        (["projections", "rebuild", "nope"], 7, "There is no database"),
     ],
 )
 async def test_errors_name_the_thing_and_have_their_status(
-    rose: Rose, arguments: list[str], status: int, says: str
+    shared_rose: Rose, private_folder: Path, arguments: list[str], status: int, says: str
 ) -> None:
-    done = await rose(*arguments)
+    done = await shared_rose(*arguments, ROSE_DATA_DIR=str(private_folder))
     assert (done.status, done.out) == (status, "")
     assert says in done.err
 
@@ -148,11 +164,38 @@ async def test_a_wrong_number_names_the_flag(rose: Rose, seed_file: Path) -> Non
     assert "n_epochs is 99; it must be auto or a whole number from 1 to 50" in done.err
 
 
-async def test_no_server_says_how_to_get_one() -> None:
-    done = await call("finetune", "list", environment={"ROSE_URL": "http://127.0.0.1:1"})
+@pytest.mark.parametrize("command", [["list"], ["events", f"ftjob_{'a' * 20}"], ["watch", f"ftjob_{'a' * 20}"]])
+async def test_no_server_says_how_to_get_one(command: list[str]) -> None:
+    done = await call("finetune", *command, environment={"ROSE_URL": "http://127.0.0.1:1"})
     assert done.status == 7
     assert "No ROSE server answers at http://127.0.0.1:1" in done.err
     assert "rose up" in done.err
+
+
+@pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "502 Bad Gateway"])
+async def test_another_server_at_the_address_is_named(status: str) -> None:
+    async def greet(stream: SocketStream) -> None:
+        async with stream:
+            await stream.receive()
+            await stream.send(f"HTTP/1.1 {status}\r\ncontent-length: 5\r\n\r\nhello".encode())
+
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, greet)
+        url = f"http://127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
+        done = await call("files", "list", environment={"ROSE_URL": url})
+        tasks.cancel_scope.cancel()
+    assert done.status == 7
+    assert f"What answers at {url} is no ROSE server (status {status[:3]})" in done.err
+
+
+async def test_without_an_address_the_rose_of_the_data_folder_is_meant(api: Running) -> None:
+    given = api.services.settings
+    running = state.Running(pid=1, url=given.url, data_dir=str(given.data_dir), started_at="2026-01-01T00:00:00")
+    environment = {"ROSE_DATA_DIR": str(given.data_dir), "ROSE_PORT": "1"}
+    with state.hold(given):
+        state.store(given, running)
+        assert (await call("files", "list", environment=environment)).status == 0
+    assert (await call("files", "list", environment=environment)).status == 7
 
 
 async def test_events_stream_until_the_job_ends(api: Running, rose: Rose, seed_file: Path) -> None:

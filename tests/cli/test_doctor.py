@@ -6,6 +6,7 @@ old cannot be had here.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from rose import leases
 from rose.log.pool import Pool
-from rose.settings import Settings
+from rose.settings import DEFAULT_ALIASES, Settings
 from tests.cli.conftest import Done, call
 
 pytestmark = pytest.mark.anyio
@@ -39,12 +40,14 @@ async def examine(environment: dict[str, str]) -> tuple[Done, Findings]:
     return done, {one["name"]: one for one in msgspec.json.decode(done.out)}
 
 
-async def test_a_good_machine_passes_and_warns_that_nothing_runs(environment: dict[str, str]) -> None:
-    done, findings = await examine(environment)
+async def test_a_good_machine_passes_and_warns_of_what_is_still_to_come(environment: dict[str, str]) -> None:
+    done, findings = await examine({**environment, "ROSE_MODEL_ALIASES": "mine=tiny"})
     assert done.status == 0
-    assert {one["verdict"] for name, one in findings.items() if name != "database"} == {"ok"}
-    assert findings["database"]["verdict"] == "warn"
+    warned = {name for name, one in findings.items() if one["verdict"] == "warn"}
+    assert {one["verdict"] for name, one in findings.items() if name not in warned} == {"ok"}
+    assert warned <= {"database", *(f"model {alias}" for alias in DEFAULT_ALIASES)}
     assert "rose up" in findings["database"]["mend"]
+    assert "is built before its first job" in findings["model mine"]["text"]
     plain = await call("doctor", environment=environment)
     assert plain.out.splitlines()[-1] == "Everything that ROSE needs is there."
 
@@ -54,23 +57,55 @@ async def test_each_broken_thing_is_named_with_what_mends_it(environment: dict[s
     open_folder.mkdir()
     open_folder.chmod(0o777)
     (tmp_path / "a file").touch()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        cases = [
-            ("settings", {"ROSE_PORT": "many"}, "setting"),
-            ("data folder", {"ROSE_DATA_DIR": str(tmp_path / "a file" / "x")}, "ROSE_DATA_DIR"),
-            ("data folder", {"ROSE_DATA_DIR": str(open_folder)}, f"chmod go-w {open_folder}"),
-            ("space", {"ROSE_MIN_FREE_BYTES": str(1 << 60)}, "rose models delete"),
-            ("address", {"ROSE_PORT": str(taken.getsockname()[1])}, "rose up --port"),
-            ("model mine", {"ROSE_MODEL_ALIASES": "mine=/no/such/folder"}, "ROSE_MODEL_ALIASES=mine="),
-            ("model mine", {"ROSE_MODEL_ALIASES": "mine=nothing"}, "ROSE_MODEL_ALIASES=mine="),
-            ("model a", {"ROSE_MODEL_ALIASES": "a=b,b=a"}, "ROSE_MODEL_ALIASES"),
-            ("database", {"ROSE_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/x"}, "ROSE_DATABASE_URL"),
-        ]
-        for name, broken, mend in cases:
-            done, findings = await examine({**environment, **broken})
-            assert done.status == 1, (name, broken)
-            assert findings[name]["verdict"] == "fail", (name, findings[name])
-            assert mend in findings[name]["mend"], (name, findings[name])
+    aliases = {"mine": "/no/such/folder", "other": "nothing", "a": "b", "b": "a", "far": "nobody/knows-this"}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        broken = {
+            "ROSE_DATA_DIR": str(tmp_path / "a file" / "x"),
+            "ROSE_MIN_FREE_BYTES": str(1 << 60),
+            "ROSE_PORT": str(taken.getsockname()[1]),
+            "ROSE_MODEL_ALIASES": msgspec.json.encode(aliases).decode(),
+            "ROSE_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/x",
+            "ROSE_HUB_OFFLINE": "1",
+        }
+        mends = {
+            "data folder": "ROSE_DATA_DIR",
+            "space": "rose models delete",
+            "address": "rose up --port",
+            "model mine": "ROSE_MODEL_ALIASES=mine=",
+            "model other": "ROSE_MODEL_ALIASES=other=",
+            "model a": "ROSE_MODEL_ALIASES",
+            "model far": "rose models pull far",
+            "database": "ROSE_DATABASE_URL",
+        }
+        await assert_named({**environment, **broken}, mends)
+    await assert_named({**environment, "ROSE_PORT": "many"}, {"settings": "setting"})
+    await assert_named({**environment, "ROSE_DATA_DIR": str(open_folder)}, {"data folder": f"chmod go-w {open_folder}"})
+
+
+async def assert_named(environment: dict[str, str], mends: dict[str, str]) -> None:
+    """Fail unless each of these lines fails and says what mends it."""
+    done, findings = await examine(environment)
+    assert done.status == 1
+    for name, mend in mends.items():
+        assert findings[name]["verdict"] == "fail", (name, findings[name])
+        assert mend in findings[name]["mend"], (name, findings[name])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's Postgres runs under another account")
+async def test_a_folder_that_roots_postgres_cannot_reach_is_named(
+    environment: dict[str, str], private_folder: Path
+) -> None:
+    await assert_named(
+        {**environment, "ROSE_DATA_DIR": str(private_folder / "data")}, {"data folder": f"chmod o+x {private_folder}"}
+    )
+
+
+async def test_a_model_that_is_still_at_the_hub_is_a_warning(environment: dict[str, str]) -> None:
+    aliases = {"ROSE_MODEL_ALIASES": "far=nobody/knows-this", "ROSE_HUB_OFFLINE": "0", "HF_HUB_OFFLINE": "0"}
+    _, findings = await examine({**environment, **aliases})
+    assert findings["model far"]["verdict"] == "warn"
+    assert "rose models pull far" in findings["model far"]["mend"]
 
 
 async def test_an_empty_database_needs_its_migrations(environment: dict[str, str], empty_database_dsn: str) -> None:

@@ -7,11 +7,12 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import anyio
 import pytest
+from anyio.abc import SocketAttribute, SocketStream
 from cyclopts import App
 
 from tests.api.running import Running, Trainer
@@ -63,20 +64,25 @@ def test_every_flag_has_an_environment_variable_and_every_command_its_help() -> 
                 assert argument.parameter.help, f"{' '.join(words)} {flags[0]} has no help"
 
 
-async def in_a_terminal(*arguments: str, **environment: str) -> str:
-    """Return what `rose` shows on a terminal."""
+async def in_a_terminal(*arguments: str, typed: Sequence[str] = (), **environment: str) -> str:
+    """Return what `rose` shows on a terminal at which each text of `typed` answers one prompt."""
     main, child = pty.openpty()
     variables = {**os.environ, "COLUMNS": "160", "TERM": "xterm-256color", **environment}
     command = [sys.executable, "-m", "cli.app", *arguments]
     process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=variables)
     os.close(child)
+    to_type = list(typed)
     shown = b""
     try:
-        while piece := await anyio.to_thread.run_sync(_read, main):
-            shown += piece
+        with anyio.fail_after(60):
+            while piece := await anyio.to_thread.run_sync(_read, main, abandon_on_cancel=True):
+                shown += piece
+                if to_type and shown.endswith(b"> "):
+                    os.write(main, to_type.pop(0).encode())
     finally:
-        os.close(main)
+        process.kill()
         await anyio.to_thread.run_sync(process.wait)
+        os.close(main)
     return shown.decode()
 
 
@@ -88,11 +94,12 @@ def _read(main: int) -> bytes:
 
 
 async def test_a_terminal_gets_a_table_and_colours_unless_told_otherwise(api: Running, seed_file: Path) -> None:
-    await api.upload(seed_file)
+    file_id = await api.upload(seed_file)
     url = api.services.settings.url
-    table = await in_a_terminal("files", "list", ROSE_URL=url)
+    table = await in_a_terminal("files", "list", ROSE_URL=url, COLUMNS="30")
     assert "created" in table.splitlines()[0]
     assert "\t" not in table
+    assert file_id in table, "however narrow the terminal, an id is shown whole: it is copied"
     problem = await in_a_terminal("files", "get", "file_aaaaaaaaaaaaaaaaaaaa", ROSE_URL=url)
     assert ESCAPE in problem
     plain = await in_a_terminal("files", "get", "file_aaaaaaaaaaaaaaaaaaaa", ROSE_URL=url, NO_COLOR="1")
@@ -106,6 +113,15 @@ async def test_the_watch_on_a_terminal_shows_a_bar_with_its_numbers(api: Running
     shown = await in_a_terminal("finetune", "watch", job.id, ROSE_URL=api.services.settings.url)
     for fact in ("step 50/50", "epoch 25.00", "loss 0.0200", "tokens/s", "━"):
         assert fact in shown
+
+
+async def test_an_error_in_a_conversation_does_not_end_it(api: Running) -> None:
+    url = api.services.settings.url
+    shown = await in_a_terminal(
+        "chat", "--model", "nobody", ROSE_URL=url, TERM="dumb", typed=["first\n", "second\n", "\x04"]
+    )
+    assert "Ctrl-D ends" in shown
+    assert shown.count("The model 'nobody' does not exist") == 2
 
 
 @pytest.mark.parametrize("command", ["watch", "events"])
@@ -123,6 +139,40 @@ async def test_ctrl_c_detaches_and_says_how_to_come_back(api: Running, seed_file
             assert await process.wait() == 130
     assert f"Come back with: rose finetune {command} {job.id}" in said.decode()
     assert (await api.openai.fine_tuning.jobs.retrieve(job.id)).status == "validating_files"
+
+
+async def test_a_stream_that_breaks_goes_on_where_it_was_and_says_so() -> None:
+    """What a restarted server does to a watcher: a cut, refusals while Postgres recovers, then the rest."""
+    asked: list[bytes] = []
+    away = b'{"error": {"message": "Postgres does not answer.", "type": "server_error", "code": null}}'
+    frame = b'id: ftevent_%b\ndata: {"created_at": 0, "level": "info", "message": "%b", "type": "message"}\n\n'
+    streams = [
+        (200, frame % (b"1", b"one")),
+        (503, away),
+        (503, away),
+        (200, frame % (b"2", b"two") + b"data: [DONE]\n\n"),
+    ]
+
+    async def serve(stream: SocketStream) -> None:
+        async with stream:
+            asked.append(await stream.receive())
+            if b"/events" in asked[-1]:
+                status, body = streams.pop(0)
+                kind = b"text/event-stream" if status == 200 else b"application/json"
+            else:
+                status, kind, body = 200, b"application/json", b'{"status": "succeeded"}'
+            await stream.send(b"HTTP/1.1 %d x\r\nconnection: close\r\ncontent-type: %b\r\n\r\n" % (status, kind) + body)
+
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, serve)
+        url = f"http://127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
+        done = await call("finetune", "events", f"ftjob_{'a' * 20}", environment={"ROSE_URL": url})
+        tasks.cancel_scope.cancel()
+    assert done.status == 0, done.err
+    assert [line.split()[-1] for line in done.out.splitlines()] == ["one", "two"]
+    assert done.err == "Postgres does not answer. Trying again…\n"
+    assert b"ftevent_1" not in asked[0]
+    assert all(b"last-event-id: ftevent_1\r\n" in request.lower() for request in asked[1:4])
 
 
 async def test_a_closed_pipe_is_no_error(rose: Rose, api: Running, seed_file: Path) -> None:

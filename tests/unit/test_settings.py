@@ -18,7 +18,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     assert settings.model_aliases["qwen-coder"] == "Qwen/Qwen2.5-Coder-1.5B-Instruct"
 
 
-@pytest.mark.parametrize("text", ["qwen-coder=/models/x,other=tiny", '{"qwen-coder": "/models/x", "other": "tiny"}'])
+@pytest.mark.parametrize("text", ["qwen-coder=/models/x, other = tiny", '{"qwen-coder": "/models/x", "other": "tiny"}'])
 def test_aliases_in_the_environment(text: str, tmp_path: Path) -> None:
     settings = load({"ROSE_CONFIG": str(tmp_path), "ROSE_MODEL_ALIASES": text})
     assert settings.model_aliases["qwen-coder"] == "/models/x"
@@ -26,7 +26,20 @@ def test_aliases_in_the_environment(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("ROSE_PORT", "many"), ("ROSE_LEASE_SECONDS", "soon"), ("ROSE_HUB_OFFLINE", "maybe")]
+    ("name", "value"),
+    [
+        ("ROSE_PORT", "many"),
+        ("ROSE_PORT", "99999"),
+        ("ROSE_LEASE_SECONDS", "soon"),
+        ("ROSE_HUB_OFFLINE", "maybe"),
+        ("ROSE_MODEL_ALIASES", "qwen-coder:tiny"),
+        ("ROSE_LOG_LEVEL", "loud"),
+        ("ROSE_DEVICE", "gpu"),
+        ("ROSE_RESULT_FILE_ENCODING", "zip"),
+        ("ROSE_TORCH_THREADS", "0"),
+        ("ROSE_ABANDON_SECONDS", "60"),
+        ("ROSE_ABANDON_SECONDS", "5"),
+    ],
 )
 def test_a_bad_value_is_named(name: str, value: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=name):
@@ -43,6 +56,11 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "rose.toml").write_text("port = \n")
     with pytest.raises(InvalidRequest, match=r"rose\.toml is not valid TOML"):
         load({"ROSE_CONFIG": str(tmp_path)})
+
+
+def test_a_lease_must_outlast_the_run_that_it_guards(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"abandon_seconds .* must lie between renew_seconds \(5\) and lease_"):
+        load({"ROSE_CONFIG": str(tmp_path), "ROSE_LEASE_SECONDS": "30"})
 
 
 def test_child_processes_get_the_same_settings(tmp_path: Path) -> None:
