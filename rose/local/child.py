@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 from anyio.abc import Process
 
-from rose.errors import RoseError
+from rose.errors import InvalidRequest, RoseError
 from rose.local import state
 from rose.local.logs import open_log
 
@@ -47,6 +47,8 @@ class Child:
         self.restarts = 0
         self.ready = False
         """True once whoever knows how to ask has found that it answers; false again after a crash."""
+        self.refused = False
+        """True after it ended because of what it was given (exit status 2): no start without a change will help."""
         self._failure = ""
         self._command = command
         self._environment = environment
@@ -132,7 +134,7 @@ class Child:
         if self.process is None:
             return self._failure
         code = await self.process.wait()
-        self.process, self.ready = None, False
+        self.process, self.ready, self.refused = None, False, code == InvalidRequest.exit_code
         return f"ended with {_meaning(code)}"
 
     async def stop(self) -> None:

@@ -260,7 +260,7 @@ class Supervisor:
         """Wait until every process has announced itself in the table `workers`, or say which one does not."""
         started = anyio.current_time()
         with anyio.move_on_after(READY_SECONDS):
-            while all(child.restarts < HOPELESS_STARTS for child in self._services()):
+            while not any(child.refused or child.restarts >= HOPELESS_STARTS for child in self._services()):
                 await self._look_who_is_ready(pool)
                 if all(child.ready for child in self._services()):
                     return
