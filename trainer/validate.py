@@ -39,6 +39,8 @@ class DataFile(msgspec.Struct, kw_only=True):
 
     examples: int = 0
     tokens: int = 0
+    label_tokens: int = 0
+    """Those of them that are learned."""
     problem_count: int = 0
     problems: list[str] = []
     cut: int = 0
@@ -110,6 +112,7 @@ def _read(path: Path, tokenizer: Any, maximum_tokens: int, others: Set[int]) -> 
                 continue
             found.examples += 1
             found.tokens += rendering.tokens
+            found.label_tokens += rendering.label_tokens
             if rendering.cut:
                 found.cut += 1
                 found.cut_lines.append(item.line)
@@ -168,6 +171,8 @@ def _refusal(found: DataFile, param: str, minimum: int) -> Failed | None:
 def _facts(spec: ValidationSpec, located: LocatedBase, training: DataFile, validation: DataFile | None) -> DataFacts:
     parent = spec.base.parent
     rates = spec.base_learning_rates
+    asked = spec.hyperparameters.lora_config.target_modules
+    targets = (TARGETS_ALL,) if isinstance(asked, str) else asked
     return DataFacts(
         examples=training.examples,
         validation_file_examples=validation.examples if validation else None,
@@ -176,6 +181,8 @@ def _facts(spec: ValidationSpec, located: LocatedBase, training: DataFile, valid
         context_tokens=located.context_tokens,
         base_learning_rate=rates.get(located.source, located.base_learning_rate),
         parent_lora=msgspec.convert(parent.lora, LoraSettings) if parent and parent.lora else None,
+        label_tokens=training.label_tokens,
+        lora_numbers_per_rank=sum(outputs + inputs for outputs, inputs in _targeted(located, targets)),
     )
 
 

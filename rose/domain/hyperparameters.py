@@ -20,6 +20,7 @@ Auto = Literal["auto"]
 
 TARGETS_ALL = "all-linear"
 MAX_RANK = 512
+AUTO_RANKS = (16, 32, 64, 128)
 
 
 class LoraRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +108,10 @@ class DataFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Rate set for this base in the settings or built into it; None: the formula."""
     parent_lora: LoraSettings | None = None
     """Shape of the adapter that training goes on from."""
+    label_tokens: int = 0
+    """Tokens that are learned in the training file, before any split."""
+    lora_numbers_per_rank: int = 0
+    """Numbers that one rank adds to the targeted layers: outputs and inputs of all of them."""
 
 
 _RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
@@ -153,7 +158,8 @@ def _whole(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Of whole numbers only the range is asked: a huge one cannot become a float.
+    return _whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def parse(given: Any, *, path: str = "hyperparameters") -> HyperparametersRequest:
@@ -295,10 +301,11 @@ def resolve(asked: HyperparametersRequest, facts: DataFacts, seed: int) -> Hyper
             "LoRA reaches full fine-tuning's quality on files of this kind at a fraction of the memory",
         ),
     )
-    lora = _lora(asked.lora_config, facts.parent_lora, reasons) if use_lora else None
+    lora = _lora(asked.lora_config, facts, reasons) if use_lora else None
+    if lora is None:
+        reasons["lora_config"] = "the whole model is trained"
     evaluate_every = max(1, round(steps / 20)) if validation else None
-    if evaluate_every:
-        reasons["evaluate_every_steps"] = "about 20 evaluations, and one at each epoch's end"
+    reasons |= _derived_reasons(facts, validation)
     return Hyperparameters(
         n_epochs=epochs,
         batch_size=batch,
@@ -319,6 +326,28 @@ def resolve(asked: HyperparametersRequest, facts: DataFacts, seed: int) -> Hyper
         maximum_tokens=facts.context_tokens,
         reasons=reasons,
     )
+
+
+def _derived_reasons(facts: DataFacts, validation: int) -> dict[str, str]:
+    """Return the reasons of the values that nobody asks for."""
+    rows = f"{facts.examples} in the training file"
+    training, held = rows, "nothing is held out"
+    if facts.validation_file_examples is not None:
+        held = "all of the validation file"
+    elif validation:
+        training, held = f"{rows}, less what is held out", f"round({facts.examples} x validation_split), at least 1"
+    every = "about 20 evaluations, and one at each epoch's end" if validation else "there is no validation data"
+    return {
+        "learning_rate": "base_learning_rate x learning_rate_multiplier, the peak",
+        "warmup_steps": "warmup_ratio x total_steps, rounded up",
+        "seed": "given by the request, or drawn when the job was created",
+        "evaluate_every_steps": every,
+        "training_examples": training,
+        "validation_examples": held,
+        "maximum_tokens": "the model's context",
+        "weight_decay": "short runs do not gain from it",
+        "max_gradient_norm": "the usual bound; a larger gradient is scaled down to it",
+    }
 
 
 def _auto_epochs(n: int) -> tuple[int, str]:
@@ -351,11 +380,22 @@ def _patience(asked: int | Auto | None, validation: int, reasons: dict[str, str]
     return asked
 
 
-def _lora(asked: LoraRequest, parent: LoraSettings | None, reasons: dict[str, str]) -> LoraSettings:
-    defaults = parent or LoraSettings(r=16, lora_alpha=32.0, lora_dropout=0.0, target_modules=(TARGETS_ALL,))
+def _auto_rank(facts: DataFacts) -> tuple[int, str]:
+    """Return 16, or the first rank above it that gives the adapter a number for each learned token (Tinker's rule)."""
+    numbers, tokens = facts.lora_numbers_per_rank, facts.label_tokens
+    rank = next((r for r in AUTO_RANKS if r * numbers >= tokens), AUTO_RANKS[-1]) if numbers else AUTO_RANKS[0]
+    if rank == AUTO_RANKS[0]:
+        return rank, "16 holds far more than a file of this size teaches"
+    return rank, f"{rank * numbers:,} numbers, for a file of {tokens:,} learned tokens"
+
+
+def _lora(asked: LoraRequest, facts: DataFacts, reasons: dict[str, str]) -> LoraSettings:
+    parent = facts.parent_lora
+    rank, why_rank = _auto_rank(facts)
+    defaults = parent or LoraSettings(r=rank, lora_alpha=32.0, lora_dropout=0.0, target_modules=(TARGETS_ALL,))
     why = "as in the adapter that training goes on from" if parent else None
     rules = {
-        "r": "16 holds far more than a file of this size teaches",
+        "r": why_rank,
         "lora_alpha": "32 at every rank keeps the learning rate independent of the rank",
         "lora_dropout": "0; short runs do not gain from dropout",
         "target_modules": "all linear layers except the output head",

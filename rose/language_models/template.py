@@ -47,6 +47,11 @@ class Rendering(msgspec.Struct, frozen=True, kw_only=True):
         """Tokens of all sequences."""
         return sum(len(example.ids) for example in self.examples)
 
+    @property
+    def label_tokens(self) -> int:
+        """Those of them that are learned."""
+        return sum(len(example.weights) - example.weights.count(0.0) for example in self.examples)
+
 
 class _Span(NamedTuple):
     """Characters of the text that are learned, and how much each of their tokens counts."""

@@ -119,6 +119,19 @@ def test_a_rate_from_the_settings_wins_over_the_models_own(make: Make, fixture_b
     assert answer.hyperparameters.learning_rate == 2e-4
 
 
+def test_the_rank_follows_the_learned_tokens_and_the_targeted_layers(make: Make) -> None:
+    """k_proj of the fixture takes 4 x (128 + 64) = 768 numbers per rank."""
+
+    def rank(examples: int, **lora: Any) -> int:
+        spec = make(training=[long_row(1, "word " * 500)] * examples, hyperparameters={"lora_config": lora})
+        chosen = passed(spec).hyperparameters.lora_config
+        assert chosen is not None
+        return chosen.r
+
+    assert rank(20) == rank(2, target_modules=["k_proj"]) == 16
+    assert rank(30, target_modules=["k_proj"]) > 16
+
+
 def test_needs_are_a_floor_that_grows_with_what_is_trained(make: Make) -> None:
     def needed(**hyperparameters: Any) -> int:
         memory = passed(make(hyperparameters=hyperparameters)).needs["memory_bytes"]

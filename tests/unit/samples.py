@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from rose.domain import job_commands as ask
 from rose.domain import job_events as happened
 from rose.domain.artifacts import Artifact
@@ -30,6 +32,9 @@ ARTIFACT = Artifact(path=f"files/{FILE}", bytes=12, sha256="0" * 64)
 PINNED = PinnedFile(id=FILE, filename="training_data.jsonl", artifact=ARTIFACT)
 BASE = BaseModel(source="tiny", revision=None, fingerprint="f" * 64, hidden_size=128, model_type="qwen3")
 FACTS = DataFacts(examples=2, validation_file_examples=None, hidden_size=128, model_type="qwen3", context_tokens=512)
+
+REASONS = {"n_epochs": "3 epochs over 2 examples are under 100, so min(25, 100 // 2)"}
+"""Kept here, because their words may change and golden events may not."""
 
 
 def numbers(**given: Any) -> Hyperparameters:
@@ -109,7 +114,7 @@ SAMPLES: tuple[Event, ...] = (
     happened.FilesValidated(
         epoch=1,
         base=BASE,
-        hyperparameters=numbers(),
+        hyperparameters=msgspec.structs.replace(numbers(), reasons=REASONS),
         tokens=40,
         validation_tokens=0,
         needs={"device": "any"},

@@ -35,6 +35,7 @@ def facts(examples: int = 100, **more: Any) -> DataFacts:
         ({"batch_size": 257}, "hyperparameters.batch_size"),
         ({"learning_rate_multiplier": 0}, "hyperparameters.learning_rate_multiplier"),
         ({"learning_rate_multiplier": math.inf}, "hyperparameters.learning_rate_multiplier"),
+        ({"learning_rate_multiplier": 10**400}, "hyperparameters.learning_rate_multiplier"),
         ({"validation_split": 1}, "hyperparameters.validation_split"),
         ({"early_stopping_patience": 0}, "hyperparameters.early_stopping_patience"),
         ({"warmup_ratio": 1.5}, "hyperparameters.warmup_ratio"),
@@ -102,6 +103,28 @@ def test_every_plan_is_whole(n: int, epochs: Any, batch: Any, split: float, warm
     assert batch in ("auto", plan.batch_size)
     names = ("n_epochs", "batch_size", "learning_rate_multiplier", "base_learning_rate", "warmup_ratio", "use_lora")
     assert all(plan.reasons[name] for name in names)
+
+
+@pytest.mark.parametrize(("tokens", "rank"), [(0, 16), (16_000, 16), (16_001, 32), (100_000, 128), (10_000_000, 128)])
+def test_the_rank_rises_until_the_adapter_has_a_number_for_each_learned_token(tokens: int, rank: int) -> None:
+    plan = resolve(parse({}), facts(label_tokens=tokens, lora_numbers_per_rank=1000), seed=0)
+    assert plan.lora_config == LoraSettings(r=rank, lora_alpha=32.0, lora_dropout=0.0, target_modules=("all-linear",))
+    given_rank = resolve(parse({"lora_config": {"r": 8}}), facts(label_tokens=tokens, lora_numbers_per_rank=1), seed=0)
+    assert given_rank.lora_config is not None
+    assert given_rank.lora_config.r == 8
+
+
+@pytest.mark.parametrize(
+    ("asked", "more"),
+    [({}, {}), ({"validation_split": 0.1}, {}), ({"use_lora": False}, {"validation_file_examples": 3})],
+)
+def test_every_value_has_its_reason(asked: dict[str, Any], more: dict[str, Any]) -> None:
+    plan = resolve(parse(asked), facts(**more), seed=0)
+    shown = {name for name in plan.__struct_fields__ if name != "reasons"}
+    if plan.lora_config is not None:
+        shown = shown - {"lora_config"} | {f"lora_config.{name}" for name in LoraSettings.__struct_fields__}
+    assert set(plan.reasons) == shown
+    assert all(plan.reasons.values())
 
 
 def test_a_split_holds_out_at_least_one_when_it_can() -> None:
