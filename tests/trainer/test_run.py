@@ -162,12 +162,21 @@ def test_a_drain_ends_the_step_makes_a_point_and_exits_75(tmp_path: Path, fixtur
     assert resumed.of(Resumed) == [Resumed(from_step=drained.step)]
 
 
-def test_full_fine_tuning_writes_a_whole_model(tmp_path: Path, fixture_base: Path) -> None:
-    job = Job(tmp_path, fixture_base, rows(SEED_EXAMPLES), {"use_lora": False, "n_epochs": 40}, base_learning_rate=1e-3)
-    outcome = job.run()
-    assert outcome.finished.kind == "full"
-    assert outcome.losses[80] < 0.1
-    folder = outcome.blobs.path(outcome.finished.artifact.path)
+@pytest.fixture(scope="module")
+def full_job(tmp_path_factory: pytest.TempPathFactory, fixture_base: Path) -> Job:
+    asked = {"use_lora": False, "n_epochs": 40}
+    return Job(tmp_path_factory.mktemp("full"), fixture_base, rows(SEED_EXAMPLES), asked, base_learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def full_run(full_job: Job) -> Outcome:
+    return full_job.run()
+
+
+def test_full_fine_tuning_writes_a_whole_model(full_run: Outcome) -> None:
+    assert full_run.finished.kind == "full"
+    assert full_run.losses[80] < 0.1
+    folder = full_run.blobs.path(full_run.finished.artifact.path)
     assert "rose_packed" not in (folder / "config.json").read_text()
     tuned = AutoModelForCausalLM.from_pretrained(folder)
     assert tuned.lm_head.weight.data_ptr() == tuned.model.embed_tokens.weight.data_ptr()
@@ -194,20 +203,14 @@ def test_training_goes_on_from_an_adapter(tmp_path: Path, seed_run: Outcome, see
     assert outcome.finished.kind == "adapter"
 
 
-@pytest.mark.parametrize("use_lora", [True, False])
-def test_training_goes_on_from_a_full_model(tmp_path: Path, fixture_base: Path, use_lora: bool) -> None:
-    first = Job(
-        tmp_path / "first",
-        fixture_base,
-        rows(SEED_EXAMPLES),
-        {"use_lora": False, "n_epochs": 40},
-        base_learning_rate=1e-3,
-    )
-    parent = parent_of(first.run(), first)
+@pytest.mark.parametrize(("use_lora", "epoch"), [(True, 2), (False, 3)])
+def test_training_goes_on_from_a_full_model(
+    tmp_path: Path, full_job: Job, full_run: Outcome, use_lora: bool, epoch: int
+) -> None:
     asked = {"n_epochs": 2, "use_lora": use_lora, "learning_rate_multiplier": 0.01}
-    job = Job(tmp_path / "second", fixture_base, rows(SEED_EXAMPLES), asked, parent=parent)
-    job.blobs = first.blobs
-    outcome = job.run(epoch=2)
+    job = Job(tmp_path, full_job.base, full_job.data, asked, parent=parent_of(full_run, full_job))
+    job.blobs = full_job.blobs
+    outcome = job.run(epoch=epoch)
     assert outcome.losses[1] < 0.2
     assert outcome.finished.kind == "full"  # an adapter on other weights than the base's could not be served on it
     folder = outcome.blobs.path(outcome.finished.artifact.path)
