@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from rose.language_models.load import load_model
 from rose.language_models.locate import FACTS_FILE, RoseFacts, locate, outdated_folder, tiny_folder
 from rose.language_models.lora import attach
 from rose.language_models.template import Tokenized, load_tokenizer, render_prompt, render_training
-from rose.language_models.tiny import VOCABULARY, Architecture, build_fixture, build_tiny, shipped_texts
+from rose.language_models.tiny import VOCABULARY, Architecture, build_fixture, build_tiny, main, shipped_texts
 from tests.trainer.runs import SEED_EXAMPLES
 
 BUILD = [sys.executable, "-m", "rose.language_models.tiny"]
@@ -108,14 +110,23 @@ def test_a_half_built_folder_is_replaced(tmp_path: Path) -> None:
     assert locate("tiny", models_dir=tmp_path).hidden_size == 128
 
 
+def build_and_tell(folder: Path, log: Path) -> None:
+    with log.open("w") as file, redirect_stdout(file):
+        main([str(folder), "--steps", "20"])
+
+
 def test_two_builders_build_one_model(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path)
-    command = [*BUILD, str(folder), "--steps", "20"]
-    with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first,
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as second,
-    ):
-        said = [process.communicate(timeout=SECONDS)[0] for process in (first, second)]
+    processes = multiprocessing.get_context("forkserver")  # that of tests.trainer.runs, which has torch imported
+    logs = [tmp_path / "first.log", tmp_path / "second.log"]
+    builders = [processes.Process(target=build_and_tell, args=(folder, log)) for log in logs]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join(SECONDS)
+        assert builder.exitcode == 0
+        builder.close()
+    said = [log.read_text() for log in logs]
     assert sum("step 20/20" in one for one in said) == 1, said
     assert sum("is already in" in one for one in said) == 1, said
     assert locate("tiny", models_dir=tmp_path).revision == locating.TINY_VERSION
