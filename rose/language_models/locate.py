@@ -105,8 +105,13 @@ def outdated_folder(folder: Path, version: str) -> Path:
 
 def is_built(folder: Path, version: str = TINY_VERSION) -> bool:
     """Return whether `folder` holds a complete model that ROSE built, of this version."""
+    return built_version(folder) == version
+
+
+def built_version(folder: Path) -> str | None:
+    """Return the version of the complete model that ROSE built in `folder`; None when there is none."""
     facts = _facts(folder)
-    return facts is not None and facts.version == version
+    return facts.version if facts else None
 
 
 def locate(source: str, *, revision: str | None = None, models_dir: Path, offline: bool = False) -> LocatedBase:

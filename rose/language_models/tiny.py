@@ -32,7 +32,15 @@ from transformers.models.qwen3 import Qwen3Config
 from transformers.utils import logging as transformers_logging
 
 from rose.language_models.lessons import lessons
-from rose.language_models.locate import FACTS_FILE, TINY, TINY_VERSION, RoseFacts, is_built, outdated_folder
+from rose.language_models.locate import (
+    FACTS_FILE,
+    TINY,
+    TINY_VERSION,
+    RoseFacts,
+    built_version,
+    is_built,
+    outdated_folder,
+)
 from rose.language_models.pretraining import STEPS, pretrain
 
 Architecture = Literal["qwen3", "qwen2", "llama"]
@@ -222,9 +230,7 @@ def _move_aside(folder: Path) -> None:
     """Keep a model of an older version for its adapters; clear away what is no complete model."""
     if not folder.exists():
         return
-    facts_file = folder / FACTS_FILE
-    version = msgspec.json.decode(facts_file.read_bytes(), type=RoseFacts).version if facts_file.is_file() else "broken"
-    kept = outdated_folder(folder, version)
+    kept = outdated_folder(folder, built_version(folder) or "broken")
     if kept.exists():
         shutil.rmtree(kept)
     folder.rename(kept)

@@ -106,6 +106,7 @@ def test_a_half_built_folder_is_replaced(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path)
     folder.mkdir()
     (folder / "config.json").write_text("{")
+    (folder / FACTS_FILE).write_text("{")
     build_tiny(folder, steps=1, report=lambda _: None)
     assert locate("tiny", models_dir=tmp_path).hidden_size == 128
 
