@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def load_model(path: Path, *, device: torch.device | str = "cpu", dtype: torch.d
         if found[kind]:
             first = min(str(key if isinstance(key, str) else key[0]) for key in found[kind])
             raise _not_loadable(path, f"{len(found[kind])} of its weights are {reason}, first {first}")
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise _not_loadable(path, "it keeps no keys and values of what it has read (Mamba and the like)")
     model.requires_grad_(False)
     model.eval()
     return model.to(device)

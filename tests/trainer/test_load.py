@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.gemma2 import Gemma2Config, Gemma2ForCausalLM
+from transformers.models.mamba import MambaConfig, MambaForCausalLM
 
 from rose.errors import InvalidRequest
 from rose.language_models.load import load_model
@@ -66,3 +67,10 @@ def test_a_model_that_caps_its_scores_keeps_its_own_attention(tmp_path: Path) ->
     model = load_model(tmp_path)
     assert model.config._attn_implementation == "eager"
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_model_that_cannot_be_asked_token_by_token_is_refused(tmp_path: Path) -> None:
+    config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(InvalidRequest, match="keeps no keys and values"):
+        load_model(tmp_path)
