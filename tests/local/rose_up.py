@@ -99,6 +99,14 @@ class RoseUp:
         return self.process.wait(timeout=seconds)
 
 
+def command_of(process: psutil.Process) -> list[str]:
+    """Return a process's command line; empty when it has ended, also while nobody has waited for it."""
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
+
+
 def assert_all_end(processes: list[psutil.Process], seconds: float = 30) -> None:
     """Fail unless all of the processes end soon."""
     _, left = psutil.wait_procs(processes, timeout=seconds)

@@ -22,18 +22,18 @@ from tests import services
 from tests.checker import check_log
 from tests.eventually import eventually
 from tests.in_own_loop import in_own_loop
-from tests.local.rose_up import KINDS, RoseUp, assert_all_end, rose_up
+from tests.local.rose_up import KINDS, RoseUp, assert_all_end, command_of, rose_up
 from tests.trainers import EXAMPLES, jsonl
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-LONG, SHORT = 40, 20
-"""Epochs of a job that outlasts eight kills, and of one that outlasts one."""
+LONG, SHORT = 50, 20
+"""Epochs of a job that outlasts nine kills, and of one that outlasts two."""
 SECONDS = 240
 QUICK = {
-    "ROSE_LEASE_SECONDS": "6",
+    "ROSE_LEASE_SECONDS": "4",
     "ROSE_RENEW_SECONDS": "0.5",
-    "ROSE_ABANDON_SECONDS": "4",
+    "ROSE_ABANDON_SECONDS": "3",
     "ROSE_POLL_SECONDS": "0.2",
     "ROSE_RECOVERY_STEPS": "10",
     "ROSE_MAX_ATTEMPTS": "10",
@@ -122,74 +122,82 @@ class Job:
 
 def training_child(up: RoseUp) -> psutil.Process | None:
     pid = up.pid_of("trainer")
-    below = psutil.Process(pid).children(recursive=True) if pid else []
-    return next((one for one in below if "trainer.run" in one.cmdline()), None)
+    try:
+        below = psutil.Process(pid).children(recursive=True) if pid else []
+    except psutil.NoSuchProcess:
+        return None
+    return next((one for one in below if "trainer.run" in command_of(one)), None)
+
+
+def trains_on(job: Job) -> None:
+    """Wait for a step that the job has not made yet."""
+    now = wait_for(lambda: 1 + job.step()) - 1
+    wait_for(lambda: job.step() > now)
 
 
 def resumed(job: Job) -> int:
     return sum(isinstance(recorded.event, RunResumed) for recorded in job.events())
 
 
-def test_one_at_a_time(up: RoseUp, long_job: Job) -> None:
-    job = long_job
-    wait_for(lambda: job.step() >= 12)
-    family = up.family()
-    for kind in KINDS:
-        before, pid = job.step(), up.pid_of(kind)
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        wait_for(lambda kind=kind, pid=pid: up.pid_of(kind) not in (None, pid))
-        wait_for(lambda before=before: job.step() > before)
-    child = wait_for(lambda: training_child(up))
-    before = job.step()
-    child.kill()
-    wait_for(lambda: job.step() > before)
-    assert before < job.steps, "the job was over before the last kill: make it longer"
-    job.assert_whole()
-    assert resumed(job) >= 2, "the trainer and its child were killed in the middle"
-    now = {process.pid for process in up.family()}
-    assert_all_end([process for process in family if process.pid not in now])
-
-
-def test_all_at_once_and_the_supervisor_too(up: RoseUp, job: Job) -> None:
-    wait_for(lambda: job.step() >= 12)
-    family = up.family()
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):  # the first kill alone ends many
-            process.kill()
+def end_of_kill_9(up: RoseUp, family: list[psutil.Process]) -> None:
+    """Wait for the end of `rose up` and of everything below it."""
     assert up.process is not None
     assert up.process.stdout is not None
     with up.process.stdout:
         assert up.process.wait(timeout=30) == -signal.SIGKILL
     assert_all_end(family)
+
+
+def test_each_alone_then_rose_up_itself_then_all_at_once(up: RoseUp, long_job: Job) -> None:
+    job = long_job
+    wait_for(lambda: job.step() >= 12)
+    family = up.family()
+    for kind in KINDS:
+        pid = up.pid_of(kind)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda kind=kind, pid=pid: up.pid_of(kind) not in (None, pid))
+        trains_on(job)
+    child = wait_for(lambda: training_child(up))
+    child.kill()
+    wait_for(lambda: getattr(training_child(up), "pid", child.pid) != child.pid)
+    trains_on(job)
+    now = {process.pid for process in up.family()}
+    assert_all_end([process for process in family if process.pid not in now])
+
+    family = up.family()
+    family[0].kill()
+    end_of_kill_9(up, family)
+    up.start()
+    trains_on(job)
+
+    family = up.family()
+    assert job.step() < job.steps, "the job was over before the last kill: make it longer"
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):  # the first kill alone ends many
+            process.kill()
+    end_of_kill_9(up, family)
     up.start()
     job.assert_whole()
-    assert resumed(job) >= 1
+    assert resumed(job) >= 4, "trainer, its child, their supervisor and everything were killed in the middle"
 
 
-def test_ctrl_c_keeps_what_was_done_and_the_next_start_goes_on_at_once(up: RoseUp, job: Job) -> None:
+def test_ctrl_c_drains_and_a_second_one_does_not_wait(up: RoseUp, job: Job) -> None:
     wait_for(lambda: job.step() >= 3)
     family = up.family()
     assert up.end() == 0
     assert_all_end(family, 0)
+    assert not (up.settings.data_dir / "connection.json").exists()
     up.start()
-    job.assert_whole()
+    trains_on(job)
     events = [recorded.event for recorded in job.events()]
     [continued] = [event for event in events if isinstance(event, RunResumed)]
-    reported = 0
-    for event in events:
-        if isinstance(event, RunResumed):
-            break
-        if isinstance(event, StepsReported):
-            reported = event.steps[-1].step
-    assert continued.from_step == reported, "the run was drained: nothing is computed twice"
+    reported = [event for event in events[: events.index(continued)] if isinstance(event, StepsReported)]
+    assert continued.from_step == reported[-1].steps[-1].step, "the run was drained: nothing is computed twice"
 
-
-def test_a_second_ctrl_c_does_not_wait_for_the_drain(up: RoseUp, job: Job) -> None:
-    wait_for(lambda: job.step() >= 3)
     family = up.family()
     child = training_child(up)
-    assert child is not None
+    assert child is not None, "the job was over before the second Ctrl-C: make it longer"
     child.suspend()  # a run that hangs cannot make a recovery point
     assert up.process is not None
     up.process.send_signal(signal.SIGINT)

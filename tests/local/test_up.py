@@ -18,7 +18,7 @@ from rose.local import state
 from tests import services
 from tests.eventually import eventually
 from tests.in_own_loop import in_own_loop
-from tests.local.rose_up import KINDS, RoseUp, assert_all_end, rose_up
+from tests.local.rose_up import KINDS, RoseUp, assert_all_end, command_of, rose_up
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -104,7 +104,7 @@ def test_everything_that_crashes_comes_back_even_while_the_disk_is_full(up: Rose
 
 def running_below(supervisor: psutil.Process, kind: str) -> list[psutil.Process]:
     """Return the processes of a kind that run, past their launcher."""
-    return [one for one in supervisor.children() if one.cmdline()[-3:] == ["-m", "rose.app", kind]]
+    return [one for one in supervisor.children() if command_of(one)[-3:] == ["-m", "rose.app", kind]]
 
 
 def test_a_taken_port_is_a_sentence_and_leaves_nothing(private_folder: Path) -> None:
