@@ -8,6 +8,7 @@ import sys
 
 import torch
 
+from rose.errors import RoseError
 from rose.language_models.load import choose_device, choose_dtype
 from trainer.protocol import RunSpec
 
@@ -15,6 +16,12 @@ CPU_TOKEN_BUDGET = 2048
 """Tokens per micro-batch on a CPU: over about 2k tokens nothing is gained there (TRAINING 8), memory only grows."""
 ACCELERATOR_TOKEN_BUDGET = 16384
 """Where an accelerator starts; running out of memory halves it, which changes no gradient."""
+
+
+class OutOfMemory(RoseError):
+    """The model, or one example beside it, does not fit into memory."""
+
+    default_code = "out_of_memory"
 
 
 class Hardware:

@@ -16,7 +16,7 @@ import torch
 from rose.domain.hyperparameters import Hyperparameters
 from rose.errors import RoseError
 from trainer.batches import Document, pack
-from trainer.hardware import Hardware, is_out_of_memory
+from trainer.hardware import Hardware, OutOfMemory, is_out_of_memory
 from trainer.methods import Method
 from trainer.methods.sft import Forward
 from trainer.recovery import RunState
@@ -30,12 +30,6 @@ EXPLOSION_MARGIN = 1.0
 """A loss of twice that of the first step, and one nat per token worse than knowing nothing but how often each token is
 learned, five steps in a row: a model does not come back from there, and no data looks like that."""
 _DIVERGED_HINT = "Lower learning_rate_multiplier. Checkpoints of earlier epochs are kept."
-
-
-class OutOfMemory(RoseError):
-    """Not even one example fits into memory."""
-
-    default_code = "out_of_memory"
 
 
 class TrainingDiverged(RoseError):
@@ -109,10 +103,19 @@ class Optimization:
         if applied:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
-            self.optimizer.step()
+            self._apply()
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(len(document) for document in documents)
         return StepResult(loss, accuracy, norm, tokens, time.monotonic() - started, applied)
+
+    def _apply(self) -> None:
+        """Change the weights by their gradients. Raises: OutOfMemory; the first step makes Adam's moments."""
+        try:
+            self.optimizer.step()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._too_much("The optimizer's moments do", self._what_would_fit()) from error
 
     def _gradients(self, documents: Sequence[Document]) -> tuple[float, float, float]:
         """Leave the step's clipped gradients in the parameters; return loss, accuracy and the norm before."""
@@ -210,15 +213,16 @@ class Optimization:
             self.recompute_activations()
             self._warn("less_memory", "Memory ran out; activations are now recomputed (same results, slower).")
             return
-        total = self.hardware.total_memory_bytes() / (1 << 30)
-        raise OutOfMemory(
-            f"One example of {longest} tokens does not fit into the {total:.0f} GiB of memory of "
-            f"{self.hardware.describe()} beside the model.",
-            hint=self._what_would_fit(longest),
-        )
+        shorter = f"examples of at most about {longest // 2} tokens"
+        raise self._too_much(f"One example of {longest} tokens does", self._what_would_fit(shorter))
 
-    def _what_would_fit(self, longest: int) -> str:
-        advice = [f"examples of at most about {longest // 2} tokens", "a smaller base model"]
+    def _too_much(self, what: str, hint: str) -> OutOfMemory:
+        total = self.hardware.total_memory_bytes() / (1 << 30)
+        where = f"the {total:.0f} GiB of memory of {self.hardware.describe()}"
+        return OutOfMemory(f"{what} not fit into {where} beside the model.", hint=hint)
+
+    def _what_would_fit(self, *more: str) -> str:
+        advice = [*more, "a smaller base model", "a trainer with more memory"]
         if self.trained.trains_weights:
             advice.insert(0, "LoRA instead of full fine-tuning (use_lora true)")
         return f"What would fit: {', '.join(advice[:-1])}, or {advice[-1]}."

@@ -20,7 +20,7 @@ from rose.language_models.adapters import merge_adapter_into, read_adapter
 from rose.language_models.load import load_model
 from rose.language_models.locate import FACTS_FILE, LocatedBase, locate
 from rose.language_models.lora import LoraAdapter, attach
-from trainer.hardware import Hardware
+from trainer.hardware import Hardware, OutOfMemory, is_out_of_memory
 from trainer.protocol import RunSpec
 from trainer.saving import bytes_of
 
@@ -78,8 +78,23 @@ def load_trained_model(
 ) -> TrainedModel:
     """Load what the run starts from and make its trainable parameters.
 
-    Raises: BlobMismatch when the fine-tuned model to go on from is damaged; InvalidRequest when it does not fit.
+    Raises: BlobMismatch when the fine-tuned model to go on from is damaged; InvalidRequest when it does not fit;
+    OutOfMemory.
     """
+    try:
+        return _load(spec, located, tokenizer, blobs, hardware)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        total = hardware.total_memory_bytes() / (1 << 30)
+        smaller = "a smaller base model" if spec.hyperparameters.use_lora else "LoRA (use_lora true)"
+        raise OutOfMemory(
+            f"The model does not fit into the {total:.0f} GiB of memory of {hardware.describe()}.",
+            hint=f"What would fit: {smaller}, or a trainer with more memory.",
+        ) from error
+
+
+def _load(spec: RunSpec, located: LocatedBase, tokenizer: Any, blobs: Blobs, hardware: Hardware) -> TrainedModel:
     lora = spec.hyperparameters.lora_config
     parent = spec.parent
     if parent is not None:

@@ -38,6 +38,12 @@ def test_packing_keeps_every_document_once_and_the_budget(lengths: list[int], bu
         assert len(part) == 1 or sum(lengths[index] for index in part) <= budget
 
 
+def test_packing_many_documents_takes_a_moment() -> None:
+    """Looking for room in one micro-batch after the other would take minutes."""
+    assert len(pack([5] * 30_000, 4)) == 30_000
+    assert len(pack([5] * 30_000, 10)) == 15_000
+
+
 def test_packing_fills_what_fits() -> None:
     assert pack([5, 3, 2, 4, 1], 6) == [[0, 4], [2, 3], [1]]
     assert pack([5, 3, 2], 0) == [[0], [1], [2]]

@@ -16,9 +16,9 @@ from rose.language_models.load import load_model
 from rose.language_models.lora import attach
 from tests.trainer.runs import Job, pairs, rows
 from trainer.batches import Document
-from trainer.hardware import Hardware
+from trainer.hardware import Hardware, OutOfMemory
 from trainer.methods import METHODS, sft
-from trainer.optimization import Optimization, OutOfMemory, StepResult, TrainingDiverged, blind_loss
+from trainer.optimization import Optimization, StepResult, TrainingDiverged, blind_loss
 from trainer.protocol import Failed
 from trainer.recovery import RunState
 from trainer.trained_model import TrainedModel
@@ -116,6 +116,15 @@ def test_what_cannot_fit_names_what_would(tmp_path: Path, fixture_base: Path) ->
         tight.step()
 
 
+def test_moments_that_cannot_fit_name_what_would(
+    tmp_path: Path, fixture_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(fixture_base, tmp_path, budget=1000)
+    monkeypatch.setattr(rig.optimization.optimizer, "step", lambda: torch.empty(1 << 46))
+    with pytest.raises(OutOfMemory, match=r"moments do not fit .* What would fit: a smaller base model, or a trainer"):
+        rig.step()
+
+
 def test_an_evaluation_shrinks_too(tmp_path: Path, fixture_base: Path) -> None:
     easy = Rig(fixture_base, tmp_path, budget=1000)
     tight = Rig(fixture_base, tmp_path, budget=1000, limit=60)
@@ -166,12 +175,28 @@ def need_too_much_memory() -> None:
     sft.loss = compute_hugely
 
 
-def test_a_machine_without_memory_fails_the_job_with_advice(tmp_path: Path, fixture_base: Path) -> None:
-    outcome = Job(tmp_path, fixture_base, rows(pairs(2)), {"use_lora": False}).run(prepare=need_too_much_memory)
+def need_too_much_for_the_model() -> None:
+    """The same while the model is loaded."""
+    from trainer import trained_model
+
+    trained_model.load_model = lambda *_, **__: torch.empty(1 << 46)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "advice"),
+    [
+        (need_too_much_memory, "LoRA instead of full fine-tuning"),
+        (need_too_much_for_the_model, "What would fit: LoRA (use_lora true), or a trainer with more memory"),
+    ],
+)
+def test_a_machine_without_memory_fails_the_job_with_advice(
+    tmp_path: Path, fixture_base: Path, prepare: Any, advice: str
+) -> None:
+    outcome = Job(tmp_path, fixture_base, rows(pairs(2)), {"use_lora": False}).run(prepare=prepare)
     assert outcome.status == 1, outcome.log
     (failed,) = outcome.of(Failed)
     assert (failed.code, failed.retryable) == ("out_of_memory", False)
-    assert "LoRA instead of full fine-tuning" in failed.message
+    assert advice in failed.message
 
 
 def test_methods_provide_what_the_loop_calls() -> None:
