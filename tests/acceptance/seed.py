@@ -86,10 +86,12 @@ class Workflow:
         """Run `rose` with arguments."""
         return self.run(shlex.join(["rose", *arguments]), status=status)
 
-    def follow(self) -> dict[str, str]:
-        """Run the whole page in order and return each command's output."""
+    def follow(self, *, before: str | None = None) -> dict[str, str]:
+        """Run the page in order, all of it or what stands before a heading, and return each command's output."""
+        page = PAGE.read_text()
+        assert before is None or before in page
         outputs: dict[str, str] = {}
-        for command, promised in self.commands(PAGE.read_text()):
+        for command, promised in self.commands(page if before is None else page.partition(before)[0]):
             if "finetune pause" in command:
                 self._make_a_long_job()
             output = self.run(command)

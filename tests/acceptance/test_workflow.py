@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tests import services
-from tests.acceptance.seed import DOCS, JOB_ID, MODEL, Workflow, training_data
+from tests.acceptance.seed import ADDRESS, DOCS, JOB_ID, MODEL, Workflow, blocks, training_data
 from tests.local.rose_up import RoseUp, rose_up
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -36,8 +36,8 @@ def followed(rose: RoseUp, tmp_path_factory: pytest.TempPathFactory) -> tuple[Wo
     return workflow, workflow.follow()
 
 
-def answer(workflow: Workflow, model: str, prompt: str) -> dict[str, Any]:
-    arguments = ("chat", prompt, "--model", model, "--temperature", "0", "--max-tokens", "120", "--json")
+def answer(workflow: Workflow, model: str, prompt: str, tokens: int = 120) -> dict[str, Any]:
+    arguments = ("chat", prompt, "--model", model, "--temperature", "0", "--max-tokens", str(tokens), "--json")
     return msgspec.json.decode(workflow.rose(*arguments))
 
 
@@ -66,7 +66,7 @@ def test_the_tuned_model_answers_as_trained_and_the_base_does_not(followed: tupl
         assert tuned["model"] == workflow.known[MODEL]
         assert text(tuned) == wanted["content"]
         assert tuned["choices"][0]["finish_reason"] == "stop"
-        base = answer(workflow, "qwen-coder", prompt["content"])
+        base = answer(workflow, "qwen-coder", prompt["content"], tokens=40)
         assert base["model"] == "qwen-coder"
         assert text(base) != wanted["content"]
 
@@ -82,7 +82,7 @@ def test_a_second_adapter_leaves_the_first_one_alone(followed: tuple[Workflow, d
     workflow, _ = followed
     first = workflow.known[MODEL]
     unseen = "Name a colour."
-    before = [text(answer(workflow, first, prompt)) for prompt in (EXAMPLES[0][0]["content"], unseen)]
+    before = [text(answer(workflow, first, prompt, tokens=30)) for prompt in (EXAMPLES[0][0]["content"], unseen)]
     other = {
         "messages": [
             {"role": "user", "content": EXAMPLES[0][0]["content"]},
@@ -90,11 +90,11 @@ def test_a_second_adapter_leaves_the_first_one_alone(followed: tuple[Workflow, d
         ]
     }
     (workflow.folder / "other.jsonl").write_bytes(msgspec.json.encode(other) + b"\n")
-    workflow.rose("finetune", "create", "other.jsonl", "--model", "qwen-coder", "--suffix", "other", "--epochs", "40")
+    workflow.rose("finetune", "create", "other.jsonl", "--model", "qwen-coder", "--suffix", "other", "--epochs", "30")
     workflow.rose("finetune", "events", "last")
     second = msgspec.json.decode(workflow.rose("finetune", "get", "last", "--json"))["fine_tuned_model"]
-    assert text(answer(workflow, second, EXAMPLES[0][0]["content"])) == "Ask me tomorrow."
-    after = [text(answer(workflow, first, prompt)) for prompt in (EXAMPLES[0][0]["content"], unseen)]
+    assert text(answer(workflow, second, EXAMPLES[0][0]["content"], tokens=40)) == "Ask me tomorrow."
+    after = [text(answer(workflow, first, prompt, tokens=30)) for prompt in (EXAMPLES[0][0]["content"], unseen)]
     assert after == before
 
 
@@ -114,6 +114,38 @@ def test_the_commands_of_the_other_pages_run_too(
     assert commands
     for command in commands:
         here.run(command)
+
+
+def test_quickstart_asks_base_and_result_and_names_who_answers(rose: RoseUp) -> None:
+    done = rose.rose("quickstart", "--model", "qwen-coder")
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert f"Using the ROSE that runs at {rose.settings.url}" in lines
+    [made] = [line.rpartition(" ")[2] for line in lines if "New fine-tuned model created: " in line]
+    asked = [line for line in lines if line.startswith("> ")]
+    assert len(asked) == 4
+    assert lines.count("[qwen-coder]") == lines.count(f"[{made}]") == len(asked)
+    assert "And a question that was not in the file:" in lines
+    assert rose.rose("status").returncode == 0, "what ran before goes on"
+
+
+def test_the_sdk_snippet_of_the_readme_runs(
+    rose: RoseUp, followed: tuple[Workflow, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow, _ = followed
+    [snippet] = blocks((DOCS.parent / "README.md").read_text(), "python")
+    monkeypatch.chdir(workflow.folder)
+    names: dict[str, Any] = {}
+    exec(snippet.replace(ADDRESS, rose.settings.url).replace("open(", "Path("), {"Path": as_upload}, names)
+    assert names["job"].model == "qwen-coder"
+    assert names["job"].training_file == names["file"].id
+    names["client"].close()
+
+
+def as_upload(name: str, mode: str) -> Path:
+    """Stand for `open`: the SDK takes a path as well, and nothing is left open."""
+    assert mode == "rb"
+    return Path(name)
 
 
 def test_the_logs_of_a_run_are_found_by_its_job(rose: RoseUp, followed: tuple[Workflow, dict[str, str]]) -> None:

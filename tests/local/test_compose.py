@@ -79,7 +79,7 @@ def test_a_missing_password_is_named_before_anything_starts() -> None:
 
 def test_the_workflow_runs_on_it(composed: Composed, tmp_path: Path) -> None:
     workflow = WorkflowWithKey(tmp_path, composed.url, {**os.environ, "OPENAI_API_KEY": KEY})
-    outputs = workflow.follow()
+    outputs = workflow.follow(before="## Change your mind")
     [created] = [msgspec.json.decode(text) for command, text in outputs.items() if command.startswith("curl")]
     assert created["status"] == "validating_files"
     prompt, wanted = msgspec.json.decode(training_data().splitlines()[0])["messages"]
