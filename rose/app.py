@@ -37,6 +37,8 @@ DATABASE_SECONDS = 60.0
 """How long a starting process waits for Postgres."""
 GRACEFUL_SECONDS = 5
 """How long requests in progress may take after a stop signal. Streams have ended before."""
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection stays open: well above the 5 s at which the SDKs poll, or they find it closed at times."""
 
 logger = logging.getLogger("rose.app")
 
@@ -191,6 +193,7 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=GRACEFUL_SECONDS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             lifespan="on",
         )
         server = _Server(config)
