@@ -40,7 +40,8 @@ async def newest_first(
     cursor = event_id(position, index) if after else None
     found: list[DatedMessage] = []
     while len(found) <= limit:
-        rows = await fetch(pool, BEFORE, f"job/{job_id}", position, BATCH)
+        batch = min(BATCH, limit + 1 - len(found))
+        rows = await fetch(pool, BEFORE, f"job/{job_id}", position, batch)
         for row in rows:
             event = decode(row["type"], row["schema"], row["data"])
             assert isinstance(event, job_events.Event)
@@ -50,7 +51,9 @@ async def newest_first(
                 for message in messages
                 if cursor is None or message.id < cursor
             ]
-        if len(rows) < BATCH:
+            if len(found) > limit:
+                break
+        if len(rows) < batch:
             break
         position = rows[-1]["position"] - 1
     return Page.cut(found, limit)
