@@ -38,7 +38,7 @@ DATABASE_SECONDS = 60.0
 GRACEFUL_SECONDS = 5
 """How long requests in progress may take after a stop signal. Streams have ended before."""
 KEEP_ALIVE_SECONDS = 75
-"""How long an idle connection stays open: well above the 5 s at which the SDKs poll, or they find it closed at times."""
+"""How long an idle connection stays open: well above the 5 s between two polls of the SDKs, or some find it closed."""
 
 logger = logging.getLogger("rose.app")
 
