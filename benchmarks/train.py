@@ -95,7 +95,8 @@ def run_rose(folder: Path) -> None:
     """Train as a run does, on the job's documents in their order, and print what was measured."""
     import torch
 
-    from rose.domain.hyperparameters import DataFacts, parse, resolve
+    from rose.domain.hyperparameter_requests import parse
+    from rose.domain.hyperparameters import DataFacts, resolve
     from rose.language_models.load import load_model
     from rose.language_models.lora import attach, load_adapter
     from trainer.batches import Document, Schedule

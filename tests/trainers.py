@@ -27,7 +27,8 @@ from rose.commands import Commands, Request
 from rose.domain import jobs
 from rose.domain.catalogue import Event
 from rose.domain.files import AddFile
-from rose.domain.hyperparameters import DataFacts, parse, resolve
+from rose.domain.hyperparameter_requests import parse
+from rose.domain.hyperparameters import DataFacts, resolve
 from rose.domain.job_commands import CancelJob, CreateJob, PauseJob, ResumeJob
 from rose.domain.job_events import FilesValidated, JobQueued, RecoveryPointSaved, StepsReported
 from rose.domain.job_values import BaseRequest, PinnedFile

@@ -10,7 +10,8 @@ from __future__ import annotations
 import msgspec
 
 from rose.domain.artifacts import Artifact
-from rose.domain.hyperparameters import Hyperparameters, HyperparametersRequest
+from rose.domain.hyperparameter_requests import HyperparametersRequest
+from rose.domain.hyperparameters import Hyperparameters
 from rose.domain.job_values import BaseModel, BaseRequest, ParentModel, RecoveryPoint, StepMetrics
 
 EXIT_DRAINED = 75

@@ -14,7 +14,8 @@ from typing import Any, cast
 
 import msgspec
 
-from rose.domain.hyperparameters import TARGETS_ALL, DataFacts, Hyperparameters, LoraSettings, resolve
+from rose.domain.hyperparameter_requests import TARGETS_ALL
+from rose.domain.hyperparameters import DataFacts, Hyperparameters, LoraSettings, resolve
 from rose.domain.training_data import ChatExample, Problem, read_examples
 from rose.errors import InvalidDataset, InvalidRequest, RoseError
 from rose.language_models.locate import LocatedBase, ModelNotAvailable

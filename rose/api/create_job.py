@@ -13,7 +13,7 @@ from rose.api.body import optional_object, optional_text, require_text, wrong_ty
 from rose.api.model_names import base_request, find_model
 from rose.api.routes import TEXT, WHOLE, listing, optional, record
 from rose.api.services import Services
-from rose.domain import bases, hyperparameters
+from rose.domain import bases, hyperparameter_requests
 from rose.domain.job_commands import CreateJob
 from rose.domain.job_values import PinnedFile
 from rose.errors import InvalidRequest, NotFound
@@ -103,10 +103,10 @@ def _seed(body: dict[str, Any]) -> int | None:
     return value
 
 
-def _method(body: dict[str, Any]) -> tuple[str, hyperparameters.HyperparametersRequest]:
+def _method(body: dict[str, Any]) -> tuple[str, hyperparameter_requests.HyperparametersRequest]:
     """Return method and hyperparameters; what `method` says wins over the top-level `hyperparameters`."""
     top = optional_object(body, "hyperparameters")
-    hyperparameters.parse(top)
+    hyperparameter_requests.parse(top)
     given = optional_object(body, "method") or {}
     kind = given.get("type", "supervised")
     if kind not in METHODS:
@@ -122,9 +122,9 @@ def _method(body: dict[str, Any]) -> tuple[str, hyperparameters.HyperparametersR
     inner = optional_object(given, f"method.{kind}") or {}
     special = optional_object(inner, f"method.{kind}.hyperparameters")
     path = f"method.{kind}.hyperparameters"
-    hyperparameters.parse(special, path=path)
+    hyperparameter_requests.parse(special, path=path)
     merged = {**(top or {}), **(special or {})}
-    return kind, hyperparameters.parse(merged, path=path if special else "hyperparameters")
+    return kind, hyperparameter_requests.parse(merged, path=path if special else "hyperparameters")
 
 
 def _metadata(body: dict[str, Any]) -> dict[str, str] | None:

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from rose.domain.artifacts import Artifact
-from rose.domain.hyperparameters import Hyperparameters, HyperparametersRequest
+from rose.domain.hyperparameter_requests import HyperparametersRequest
+from rose.domain.hyperparameters import Hyperparameters
 from rose.domain.job_values import BaseModel, BaseRequest, JobError, PinnedFile, ReleaseReason, StepMetrics, Warning
 
 

@@ -15,7 +15,8 @@ from typing import Any, assert_never
 import msgspec
 
 from rose.domain.artifacts import Artifact
-from rose.domain.hyperparameters import Hyperparameters, HyperparametersRequest
+from rose.domain.hyperparameter_requests import HyperparametersRequest
+from rose.domain.hyperparameters import Hyperparameters
 from rose.domain.job_commands import (
     CancelJob,
     ChangePhase,

@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rose.domain.hyperparameters import TARGETS_ALL, LoraSettings
+from rose.domain.hyperparameter_requests import TARGETS_ALL
+from rose.domain.hyperparameters import LoraSettings
 from rose.domain.job_values import BaseModel
 from rose.errors import InvalidRequest
 from rose.language_models.adapters import CONFIG_FILE, PREFIX, ROSE_FILE, WEIGHTS_FILE, AdapterFacts, read_adapter

@@ -9,7 +9,7 @@ from rose.domain import jobs as job_domain
 from rose.domain.artifacts import Artifact
 from rose.domain.catalogue import Event
 from rose.domain.files import FileUploaded, evolve, initial
-from rose.domain.hyperparameters import HyperparametersRequest
+from rose.domain.hyperparameter_requests import HyperparametersRequest
 from rose.domain.job_events import CheckpointSaved, JobCreated, StepsReported
 from rose.domain.job_values import BaseRequest, Checkpoint, PinnedFile, StepMetrics
 from rose.ids import new_id

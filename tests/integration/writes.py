@@ -10,7 +10,8 @@ from projections import files as files_view
 from projections import jobs as jobs_view
 from rose.domain import files, job_commands, jobs
 from rose.domain.artifacts import Artifact
-from rose.domain.hyperparameters import DataFacts, HyperparametersRequest, resolve
+from rose.domain.hyperparameter_requests import HyperparametersRequest
+from rose.domain.hyperparameters import DataFacts, resolve
 from rose.domain.job_values import BaseModel, BaseRequest, PinnedFile, StepMetrics
 from rose.ids import new_id
 from rose.leases import Kind, Lease

@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from rose.blobs import Blobs
 from rose.domain.artifacts import Artifact
-from rose.domain.hyperparameters import DataFacts, Hyperparameters, LoraSettings, parse, resolve
+from rose.domain.hyperparameter_requests import parse
+from rose.domain.hyperparameters import DataFacts, Hyperparameters, LoraSettings, resolve
 from rose.domain.job_values import ParentModel, RecoveryPoint
 from rose.language_models.locate import locate
 from trainer.protocol import (

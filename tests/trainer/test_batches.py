@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rose.domain.hyperparameters import DataFacts, Hyperparameters, held_out, parse, resolve
+from rose.domain.hyperparameter_requests import parse
+from rose.domain.hyperparameters import DataFacts, Hyperparameters, held_out, resolve
 from trainer.batches import Document, Example, Schedule, epoch_order, pack, plan_hash, split
 
 

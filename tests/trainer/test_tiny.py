@@ -14,7 +14,8 @@ import msgspec
 import pytest
 import torch
 
-from rose.domain.hyperparameters import DataFacts, LoraSettings, parse, resolve
+from rose.domain.hyperparameter_requests import parse
+from rose.domain.hyperparameters import DataFacts, LoraSettings, resolve
 from rose.domain.training_data import ChatExample
 from rose.language_models import locate as locating
 from rose.language_models.lessons import lessons

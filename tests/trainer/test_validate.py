@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from rose.domain.artifacts import Artifact
-from rose.domain.hyperparameters import LoraSettings, parse
+from rose.domain.hyperparameter_requests import parse
+from rose.domain.hyperparameters import LoraSettings
 from rose.domain.job_values import BaseModel, BaseRequest, ParentModel
 from rose.errors import InvalidRequest
 from rose.language_models.locate import ModelNotAvailable, tiny_folder

@@ -12,7 +12,8 @@ from rose.domain import job_events as happened
 from rose.domain.artifacts import Artifact
 from rose.domain.catalogue import Event
 from rose.domain.files import FileDeleted, FileUploaded
-from rose.domain.hyperparameters import DataFacts, Hyperparameters, HyperparametersRequest, parse, resolve
+from rose.domain.hyperparameter_requests import HyperparametersRequest, parse
+from rose.domain.hyperparameters import DataFacts, Hyperparameters, resolve
 from rose.domain.job_values import (
     BaseModel,
     BaseRequest,

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rose.domain.hyperparameters import DataFacts, LoraSettings, base_learning_rate, held_out, parse, resolve
+from rose.domain.hyperparameter_requests import parse
+from rose.domain.hyperparameters import DataFacts, LoraSettings, base_learning_rate, held_out, resolve
 from rose.errors import InvalidRequest
 
 
