@@ -18,7 +18,7 @@ from rose.domain.catalogue import Event
 from rose.domain.hyperparameters import LoraSettings
 from rose.errors import Conflict, InvalidState, NotFound, StaleEpoch
 from rose.log import read
-from rose.log.append import Actor, EntityRow, LeaseChange, ModelNameTaken, StreamWrite, append
+from rose.log.append import Actor, EntityRow, KeyReused, LeaseChange, ModelNameTaken, StreamWrite, append
 
 if TYPE_CHECKING:
     from rose.log.pool import Pool
@@ -233,10 +233,14 @@ class Commands:
 
         An append whose answer was lost is asked for again, and by then the state may refuse it: a job that has
         succeeded cannot succeed again.
+
+        Raises: InvalidRequest when the command id belongs to another request.
         """
         known = await read.find_command(self._pool, request.command_id)
         if known is None:
             return None
+        if known.request_hash != request.request_hash:
+            raise KeyReused(f"The command id {request.command_id} belongs to another request.")
         return Outcome(state=state, version=version, events=(), position=None, replayed=True, response=known.response)
 
     async def _append(

@@ -85,6 +85,15 @@ class ModelNameTaken(Conflict):
     default_code = "model_name_taken"
 
 
+class KeyReused(InvalidRequest):
+    """A command id belongs to another request."""
+
+    default_code = "idempotency_key_reused"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="Idempotency-Key", hint="Send a new key with a new request.")
+
+
 class UnreadableEvent(RoseError):
     """An event would not be read as it was written."""
 
@@ -106,8 +115,7 @@ async def append(
     timeout) is asked again with the same id, for a bounded time.
 
     Raises: Conflict when a stream moved on or a live lease is in the way; ModelNameTaken; StaleEpoch when the writer's
-    lease is lost; InvalidRequest (`idempotency_key_reused`) when the id belongs to another request; UnreadableEvent;
-    Unavailable.
+    lease is lost; KeyReused when the id belongs to another request; UnreadableEvent; Unavailable.
     """
     if len({write.stream_id for write in writes}) != len(writes):
         raise ValueError("an append names each stream once")
@@ -167,12 +175,7 @@ def _refusal(error: asyncpg.UnknownPostgresError) -> Exception:
         case "RS002":
             return StaleEpoch(message)
         case "RS003":
-            return InvalidRequest(
-                message,
-                code="idempotency_key_reused",
-                param="Idempotency-Key",
-                hint="Send a new key with a new request.",
-            )
+            return KeyReused(message)
         case _:
             return error
 

@@ -11,7 +11,7 @@ from rose.domain import job_commands as ask
 from rose.domain.files import AddFile
 from rose.errors import InvalidState, StaleEpoch
 from rose.log import read
-from rose.log.append import Actor, LeaseChange
+from rose.log.append import Actor, KeyReused, LeaseChange
 from rose.log.pool import Pool
 from tests.unit.samples import ARTIFACT, CREATE, JOB, NOW, VALIDATE, start, step, validated
 
@@ -63,6 +63,14 @@ async def test_a_cancel_is_answered_again_and_a_second_one_refused(commands: Com
     assert (again.replayed, again.response) == (True, b'{"status": "cancelled"}')
     with pytest.raises(InvalidState):
         await commands.job(JOB, ask.CancelJob(at=NOW), request("other key"))
+
+
+async def test_a_refused_command_gets_no_answer_of_another_request(commands: Commands) -> None:
+    """Two requests with one key, at once: the API's look at the key came too early to see the other."""
+    first = Request(actor=ACTOR, command_id="key", request_hash="cancel")
+    await commands.job(JOB, ask.CancelJob(at=NOW), first, respond=lambda state: b"cancelled")
+    with pytest.raises(KeyReused, match="belongs to another request"):
+        await commands.job(JOB, ask.PauseJob(at=NOW), msgspec.structs.replace(first, request_hash="pause"))
 
 
 async def test_writers_that_meet_decide_again(commands: Commands, pool: Pool) -> None:
