@@ -12,6 +12,7 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from projections import files as files_view
 from projections import jobs as jobs_view
@@ -34,7 +35,7 @@ async def run(pool: Pool, blobs: Blobs, stop: anyio.Event) -> None:
     while not stop.is_set():
         try:
             await sweep(pool, blobs)
-        except (RoseError, OSError) as error:
+        except (RoseError, OSError, msgspec.ValidationError) as error:  # the last: a damaged row may pin anything
             logger.warning("the blob folder could not be swept: %s", error)
         with anyio.move_on_after(EVERY_SECONDS):
             await stop.wait()

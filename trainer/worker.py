@@ -175,7 +175,11 @@ class _Worker:
     async def _claim(self, kind: Kind) -> OwnedJob | None:
         """Own the oldest job that this worker can run, or None. Raises: Unavailable."""
         async for candidate in leases.each_candidate(self._pool, kind):
-            state = msgspec.json.decode(candidate.doc, type=JobState)
+            try:
+                state = msgspec.json.decode(candidate.doc, type=JobState)
+            except msgspec.ValidationError as error:
+                log.error("The row of %s is damaged (%s): rose projections rebuild jobs", candidate.job_id, error)
+                continue
             lacking = capabilities.unsuitable(state, self._capabilities) or await self._leaves_base_to_others(state)
             if lacking:
                 log.debug("%s is left to others: %s", state.id, lacking)
@@ -247,6 +251,8 @@ class _Worker:
                 await act()
             except Unavailable as error:
                 log.debug("Put off: %s", error)
+            except Exception:  # a defect here must not end the trainer and with it the run
+                log.exception("Something that a trainer does beside its runs went wrong")
             await wake.wait(seconds)
 
     async def _announce(self) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import anyio
 import pytest
 
-from rose.sweeper import sweep
+from rose.sweeper import run, sweep
 from tests.api.running import Running, Trainer
+from tests.eventually import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -92,3 +94,15 @@ async def test_an_upload_without_its_event_goes_and_what_is_older_than_the_log_s
     os.utime(api.services.blobs.path("files/file_of_another_log"), (1_000_000, 1_000_000))
     assert await swept(api, keep_seconds=3600) == []
     assert await swept(api) == ["files/file_orphan"]
+
+
+async def test_a_damaged_row_stops_the_sweep_and_not_the_process(
+    api: Running, seed_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await api.job(seed_file)
+    pool, blobs, stop = api.services.pool, api.services.blobs, anyio.Event()
+    await pool.execute("""update rose.jobs set doc = doc || '{"epoch": "two"}'""")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run, pool, blobs, stop)
+        await eventually(lambda: "could not be swept" in caplog.text)
+        stop.set()

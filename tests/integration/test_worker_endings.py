@@ -200,3 +200,18 @@ async def test_a_job_that_needs_what_this_worker_lacks_is_left_and_the_next_one_
         await until_released(house, modest)
         assert (await house.state(needy)).status == "queued"
         assert not any(isinstance(event, RunStarted) for event in await house.events(needy))
+
+
+async def test_damaged_rows_hold_up_no_other_job(
+    house: House, script: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    script("asks for another try")
+    queued, paused, whole = [await house.create_queued() for _ in range(3)]
+    damage = "update rose.jobs set doc = doc || $2::text::jsonb where id = $1"
+    await house.pool.execute(damage, queued, '{"epoch": "two"}')
+    await house.pool.execute(
+        damage, paused, '{"epoch": "two", "status": "paused", "paused_because": "no_space: the disk is full"}'
+    )
+    async with house.trainer():
+        await until_released(house, whole)
+    assert f"The row of {queued} is damaged" in caplog.text
