@@ -7,6 +7,11 @@ from typing import Any
 from cli.output import duration, moment
 
 EXIT_BY_STATUS = {"succeeded": 0, "failed": 8, "cancelled": 9}
+BEFORE_TRAINING = {
+    "download": "downloading the base model",
+    "build": "building the base model",
+    "validate": "checking the files",
+}
 
 
 def outcome_status(job: dict[str, Any]) -> int:
@@ -54,10 +59,10 @@ def job_lines(job: dict[str, Any]) -> list[str]:
 
 
 def progress_text(job: dict[str, Any]) -> str:
-    """Return phase, step and share done, or an empty text before the first step."""
+    """Return phase, step and share done; before the files are validated what is done for that, or an empty text."""
     progress = job.get("progress") or {}
     if not progress.get("total_steps"):
-        return ""
+        return BEFORE_TRAINING.get(progress.get("phase", ""), "")
     text = f"step {progress['step']}/{progress['total_steps']} ({progress['percent']:.0f} %)"
     if progress.get("phase"):
         text = f"{progress['phase']}, {text}"

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = (1.0, 5.0, 15.0)
 """Before the next attempt, after the first, second and any later one in a row that ended without progress."""
+SPACE_SECONDS = 30.0
+"""Before a validation for which the disk was full, as when a base is downloaded, is tried again."""
 STACK_SECONDS = 2.0
 """Time for a hung child to print its stacks before it is killed."""
 FAREWELL_SECONDS = 8.0
@@ -357,7 +359,9 @@ class Supervision:
     async def _release(self, reason: ReleaseReason, detail: str) -> None:
         """Give the job back so that it is taken up again; after a failed attempt not at once."""
         free_in = 0.0
-        if reason in ("crashed", "stalled", NO_SPACE):
+        if reason == NO_SPACE and self._owned.lease.kind == "validation":
+            free_in = SPACE_SECONDS
+        elif reason in ("crashed", "stalled", NO_SPACE):
             free_in = BACKOFF_SECONDS[min(max(self._owned.state.attempts, 1), len(BACKOFF_SECONDS)) - 1]
         command = ReleaseRun(
             epoch=self._owned.lease.epoch,

@@ -91,7 +91,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """ROSE: how far a job is."""
 
     phase: str
-    """wait, validate, load, train, evaluate, save or done."""
+    """wait, download, build, validate, load, train, evaluate, save or done."""
     step: int
     total_steps: int | None
     """None until the file is validated."""

@@ -63,6 +63,7 @@ from rose.domain.job_values import (
     JobError,
     PinnedFile,
     RecoveryPoint,
+    ReleaseReason,
     RunKind,
     Status,
     StepMetrics,
@@ -73,6 +74,8 @@ from rose.errors import InvalidState, StaleEpoch
 TERMINAL: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
 MAX_WARNINGS = 50
 KEPT_RECOVERY_POINTS = 2
+BLAMELESS: frozenset[ReleaseReason] = frozenset({"drained", "paused", "no_space"})
+"""Why a run may end without being counted as an attempt."""
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -418,7 +421,7 @@ def evolve(state: JobState, event: Event) -> JobState:
         case JobWarned(warning=warning):
             return change(state, warnings=(*state.warnings, warning)[:MAX_WARNINGS])
         case RunReleased(reason=reason):
-            return change(state, run=None, attempts=0 if reason in ("drained", "paused") else state.attempts)
+            return change(state, run=None, attempts=0 if reason in BLAMELESS else state.attempts)
         case JobPaused():
             return change(state, status="paused", paused_because=event.reason)
         case JobCancelled():

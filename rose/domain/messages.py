@@ -93,6 +93,10 @@ def _texts(event: events.Event) -> list[_Line]:
             return [_info(f"Fine-tuning job goes on (attempt {event.attempt})", epoch=event.epoch, host=event.host)]
         case events.LeaseExpired():
             return [_warn("The trainer stopped answering; the job is taken up again", "lease_expired")]
+        case events.PhaseEntered(phase="download"):
+            return [_info("Downloading the base model")]
+        case events.PhaseEntered(phase="build"):
+            return [_info("Building the base model, which takes about a minute")]
         case events.PhaseEntered():
             return []
         case events.RunResumed():

@@ -5,6 +5,7 @@ Imports no torch and no transformers: the validation child and the supervisor's 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 
 from rose.domain.job_values import BaseModel
-from rose.errors import InvalidRequest
+from rose.errors import InvalidRequest, NoSpace
 
 TINY = "tiny"
 """Name of the small model that ROSE builds itself."""
@@ -230,6 +231,12 @@ def _fetch(source: str, revision: str | None, offline: bool) -> Path:
         offline = offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
         why = "it is not in the hub's cache and " + ("offline mode is on" if offline else "the hub cannot be reached")
     except (hub.HTTPError, OSError) as error:  # HTTPError is that of the HTTP client the hub's library uses
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            folder = hub_cache_folder(source)
+            raise NoSpace(
+                f"The disk is full: {source!r} does not fit into {folder}.",
+                hint=f"Make room there, or set HF_HOME to a larger disk; see also: du -sh {folder.parent}",
+            ) from error
         why = f"the download failed: {_first_line(error)}"
     raise ModelNotAvailable(
         f"The base model {source!r} is not available: {why}.",

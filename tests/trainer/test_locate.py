@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -9,10 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import msgspec
 import pytest
 
 from rose.domain.job_values import BaseModel
+from rose.errors import NoSpace
 from rose.language_models.locate import (
     FACTS_FILE,
     TINY_VERSION,
@@ -166,6 +169,15 @@ def test_a_model_that_is_nowhere_says_what_to_do(monkeypatch: pytest.MonkeyPatch
     assert "offline mode is on" in error.message
     assert "rose models pull someone/some-model" in str(error.hint)
     assert 'ROSE_MODEL_ALIASES=\'{"some-model":' in str(error.hint)
+
+
+def test_a_download_that_fills_the_disk_is_no_fault_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fill)
+    with pytest.raises(NoSpace, match=r"'someone/large' does not fit into .*models--someone--large.*HF_HOME"):
+        locate("someone/large", models_dir=Path("/nonexistent"))
 
 
 def test_a_name_that_cannot_be_a_model_is_refused() -> None:

@@ -146,6 +146,15 @@ def test_a_full_disk_pauses_and_says_so() -> None:
     assert (state.status, state.paused_because) == ("paused", "12 MB are free")
 
 
+def test_a_disk_that_is_full_during_validation_is_waited_for_without_end() -> None:
+    state = given(CREATE)
+    for epoch in range(1, 9):
+        begin = ask.StartValidation(owner="t", epoch=epoch, at=NOW, max_attempts=3)
+        release = ask.ReleaseRun(epoch=epoch, at=NOW, reason="no_space", detail="no room for the base")
+        state = given(begin, release, state=state)
+    assert (state.status, state.run) == ("validating_files", None)
+
+
 def test_the_row_is_the_snapshot() -> None:
     assert msgspec.json.decode(msgspec.json.encode(RUNNING), type=JobState) == RUNNING
 

@@ -45,6 +45,14 @@ def test_a_whole_run_reads_as_scripts_expect() -> None:
     assert texts.index("New fine-tuned model created: m") + 1 == texts.index("The job has successfully completed")
 
 
+def test_what_takes_long_before_training_is_said() -> None:
+    [building] = job_messages(5, happened.PhaseEntered(epoch=1, phase="build"))
+    assert building.message.startswith("Building the base model")
+    [downloading] = job_messages(5, happened.PhaseEntered(epoch=1, phase="download"))
+    assert downloading.message == "Downloading the base model"
+    assert job_messages(5, happened.PhaseEntered(epoch=1, phase="train")) == ()
+
+
 def test_a_metrics_event_has_the_keys_of_the_contract_and_no_nulls() -> None:
     [message] = job_messages(5, happened.StepsReported(epoch=1, steps=(step(1),)))
     assert message.type == "metrics"
