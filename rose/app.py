@@ -12,9 +12,8 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from socket import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -23,6 +22,7 @@ import uvicorn
 from rose import leases, settings
 from rose.bus import Bus
 from rose.errors import InvalidRequest, RoseError, Unavailable
+from rose.http_server import KEEP_ALIVE_SECONDS, Server
 from rose.ids import new_id
 from rose.local import logs, ports, state
 from rose.log.migrate import migrate
@@ -31,14 +31,10 @@ from rose.log.pool import open_pool
 if TYPE_CHECKING:
     from rose.log.pool import Pool
 
-ANNOUNCE_SECONDS = 5.0
-"""How often a process says that it is there; well within leases.LIVE_SECONDS."""
 DATABASE_SECONDS = 60.0
 """How long a starting process waits for Postgres."""
 GRACEFUL_SECONDS = 5
 """How long requests in progress may take after a stop signal. Streams have ended before."""
-KEEP_ALIVE_SECONDS = 75
-"""How long an idle connection stays open: well above the 5 s between two polls of the SDKs, or some find it closed."""
 
 logger = logging.getLogger("rose.app")
 
@@ -113,51 +109,7 @@ async def _wait_for_database(given: settings.Settings, stop: anyio.Event) -> Non
                 await stop.wait()
 
 
-@asynccontextmanager
-async def announced(pool: Pool, kind: str, *, url: str | None = None) -> AsyncGenerator[None]:
-    """Keep this process in the table `workers` as long as the context lasts."""
-    worker = leases.Worker(
-        id=new_id(f"{kind}_"), kind=kind, host=platform.node(), url=url, capabilities={}, pid=os.getpid()
-    )
-
-    async def repeat() -> None:
-        while True:
-            try:
-                await leases.announce(pool, worker)
-            except Unavailable as error:
-                logger.warning("%s", error.message)
-            await anyio.sleep(ANNOUNCE_SECONDS)
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(repeat)
-        try:
-            yield
-        finally:
-            tasks.cancel_scope.cancel()
-            with anyio.move_on_after(2.0, shield=True):
-                try:
-                    await leases.withdraw(pool, worker.id)
-                except Unavailable as error:
-                    logger.warning("%s", error.message)
-
-
 # --- api
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, and with an event for the moment it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = anyio.Event()
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
 
 
 async def _api(given: settings.Settings, stop: anyio.Event) -> None:
@@ -196,12 +148,12 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             lifespan="on",
         )
-        server = _Server(config)
+        server = Server(config)
 
         async def announce() -> None:
             await server.listening.wait()
             logger.info("the API answers at %s", given.url)
-            async with announced(pool, "api", url=given.url):
+            async with _announced(pool, "api", url=given.url):
                 await stop.wait()
                 tailer.stop()  # ends every event stream at once
                 server.should_exit = True
@@ -223,7 +175,7 @@ async def _projections(given: settings.Settings, stop: anyio.Event) -> None:
     async with AsyncExitStack() as stack:
         pool = await _pool(given, stack)
         bus = await stack.enter_async_context(Bus(given.nats_url, token=given.nats_token, name="rose relay"))
-        await stack.enter_async_context(announced(pool, "projections"))
+        await stack.enter_async_context(_announced(pool, "projections"))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(relay.run, pool, bus, given, stop)
             tasks.start_soon(runner.run, pool, stop)
@@ -251,6 +203,14 @@ PROCESSES: dict[str, Callable[[settings.Settings, anyio.Event], Awaitable[None]]
     "trainer": _trainer,
     "inference": _inference,
 }
+
+
+def _announced(pool: Pool, kind: str, *, url: str | None = None) -> AbstractAsyncContextManager[None]:
+    """Keep this process in the table `workers` as long as the context lasts."""
+    worker = leases.Worker(
+        id=new_id(f"{kind}_"), kind=kind, host=platform.node(), url=url, capabilities={}, pid=os.getpid()
+    )
+    return leases.announced(pool, lambda: worker)
 
 
 async def _pool(given: settings.Settings, stack: AsyncExitStack, *, max_size: int = 8) -> Pool:

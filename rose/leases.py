@@ -6,11 +6,15 @@ lease is renewed and read. Times are the database's: no clock of a worker matter
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Literal
 
+import anyio
 import msgspec
 
+from rose.errors import Unavailable
 from rose.log.pool import Pool, fetch, fetch_row
 from rose.log.queries import QUERIES
 
@@ -18,6 +22,12 @@ Kind = Literal["validation", "training"]
 
 LIVE_SECONDS = 15.0
 """A worker that was not seen for so long is gone."""
+ANNOUNCE_SECONDS = 3.0
+"""How often a process says that it is there."""
+WITHDRAW_SECONDS = 2.0
+"""How long a process that ends may take to say that it is gone."""
+
+logger = logging.getLogger(__name__)
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +154,31 @@ async def announce(pool: Pool, worker: Worker) -> None:
 async def withdraw(pool: Pool, worker_id: str) -> None:
     """Say that a process is gone. Raises: Unavailable."""
     await fetch(pool, QUERIES["withdraw_worker"], worker_id)
+
+
+@asynccontextmanager
+async def announced(pool: Pool, worker: Callable[[], Worker]) -> AsyncGenerator[None]:
+    """Keep a process in the table `workers` as long as the context lasts; `worker` is asked anew for its facts."""
+
+    async def repeat() -> None:
+        while True:
+            try:
+                await announce(pool, worker())
+            except Unavailable as error:
+                logger.warning("%s", error.message)
+            await anyio.sleep(ANNOUNCE_SECONDS)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(repeat)
+        try:
+            yield
+        finally:
+            tasks.cancel_scope.cancel()
+            with anyio.move_on_after(WITHDRAW_SECONDS, shield=True):
+                try:
+                    await withdraw(pool, worker().id)
+                except Unavailable as error:
+                    logger.warning("%s", error.message)
 
 
 async def workers(pool: Pool, kind: str | None = None, live_seconds: float = LIVE_SECONDS) -> list[Worker]:

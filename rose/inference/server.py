@@ -14,9 +14,8 @@ import os
 import platform
 import socket
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, MutableMapping
-from contextlib import asynccontextmanager, contextmanager
-from ipaddress import ip_address
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import anyio
@@ -28,6 +27,7 @@ from anyio.abc import ObjectReceiveStream
 from rose import leases
 from rose.blobs import Blobs
 from rose.errors import InvalidRequest, MethodNotSupported, NotAuthorised, NotFound, RoseError, TooLarge, Unavailable
+from rose.http_server import KEEP_ALIVE_SECONDS, Server
 from rose.ids import new_id
 from rose.inference.engine import TorchEngine
 from rose.inference.generation import Done, Engine, EngineBusy, Failed, Finished, Piece, Text
@@ -35,7 +35,7 @@ from rose.inference.loading import Loader
 from rose.inference.request import GenerationRequest, parse_request
 from rose.inference.wire import Answer, Chunks, Header, error_body
 from rose.log.pool import Pool, open_pool
-from rose.settings import Settings
+from rose.settings import Settings, is_inside
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,6 @@ MAX_BODY_BYTES = 32 << 20
 """Far above any context; a limit only against mistakes."""
 SILENCE_SECONDS = 600.0
 """Longest wait for the engine's next piece; a device that hangs must not hold a connection for ever."""
-ANNOUNCE_SECONDS = 3.0
 THREAD_CHECK_SECONDS = 1.0
 """How soon a process whose engine has died ends too, so that its supervisor starts another."""
 STOP_SECONDS = 10.0
@@ -98,11 +97,7 @@ async def _run(settings: Settings, loader: Loader, listener: socket.socket, pool
 
 def _refuse_open_door(settings: Settings) -> None:
     """Refuse to listen to other machines without a token. Raises: InvalidRequest."""
-    try:
-        inside = ip_address(settings.inference_host).is_loopback
-    except ValueError:
-        inside = settings.inference_host == "localhost"
-    if not inside and not settings.inference_token:
+    if not is_inside(settings.inference_host) and not settings.inference_token:
         raise InvalidRequest(
             f"The inference engine would listen on {settings.inference_host}, open to other machines, without a token.",
             code="no_inference_token",
@@ -130,46 +125,20 @@ def _public_url(host: str, port: int) -> str:
     return f"http://{name}:{port}"
 
 
-@asynccontextmanager
-async def _announced(pool: Pool, engine: Engine, url: str) -> AsyncGenerator[None]:
+def _announced(pool: Pool, engine: Engine, url: str) -> AbstractAsyncContextManager[None]:
     """Keep the engine in the table `workers`, with what it has loaded, as long as the context lasts."""
     worker_id = new_id("inference_")
-
-    async def repeat() -> None:
-        while True:
-            worker = leases.Worker(
-                id=worker_id,
-                kind="inference",
-                host=platform.node(),
-                url=url,
-                capabilities=msgspec.to_builtins(engine.status()),
-                pid=os.getpid(),
-            )
-            try:
-                await leases.announce(pool, worker)
-            except Unavailable as error:
-                logger.warning("%s", error)
-            await anyio.sleep(ANNOUNCE_SECONDS)
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(repeat)
-        try:
-            yield
-        finally:
-            tasks.cancel_scope.cancel()
-            with anyio.move_on_after(2, shield=True):
-                try:
-                    await leases.withdraw(pool, worker_id)
-                except Unavailable as error:
-                    logger.warning("%s", error)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: whoever runs the process has them."""
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
+    return leases.announced(
+        pool,
+        lambda: leases.Worker(
+            id=worker_id,
+            kind="inference",
+            host=platform.node(),
+            url=url,
+            capabilities=msgspec.to_builtins(engine.status()),
+            pid=os.getpid(),
+        ),
+    )
 
 
 @asynccontextmanager
@@ -184,10 +153,10 @@ async def http_server(
         server_header=False,
         lifespan="off",
         ws="none",
-        timeout_keep_alive=75,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=3,
     )
-    server = _Server(config)
+    server = Server(config)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.serve, [listener])
         try:

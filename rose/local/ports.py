@@ -6,12 +6,11 @@ import shutil
 import socket
 import subprocess
 import sys
-from ipaddress import ip_address
 from pathlib import Path
 
 from rose.errors import InvalidRequest, Unavailable
 from rose.local import processes
-from rose.settings import Settings
+from rose.settings import Settings, is_inside
 
 _LISTEN = "0A"
 
@@ -40,11 +39,7 @@ def listen(host: str, port: int, *, backlog: int = 2048) -> socket.socket:
 
 def refuse_open_door(settings: Settings) -> None:
     """Refuse to serve other machines without keys. Raises: InvalidRequest."""
-    try:
-        inside = ip_address(settings.host).is_loopback
-    except ValueError:
-        inside = settings.host == "localhost"
-    if not inside and not settings.api_keys:
+    if not is_inside(settings.host) and not settings.api_keys:
         raise InvalidRequest(
             f"The API would listen on {settings.host}, open to other machines, and no API keys are set.",
             code="no_api_keys",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
-from socket import socket
 
 import anyio
 import httpx2
@@ -19,6 +18,7 @@ from rose.api.app import create_app
 from rose.api.services import Services
 from rose.blobs import Blobs
 from rose.commands import Commands
+from rose.http_server import Server
 from rose.inference.client import EngineClient
 from rose.log.pool import Pool, open_pool
 from rose.log.tail import RING, Tailer
@@ -28,22 +28,6 @@ from tests.conftest import _execute, _with_database
 from tests.services import private_folder
 
 START_SECONDS = 30.0
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, and with an event for the moment it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = anyio.Event()
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
 
 
 @asynccontextmanager
@@ -67,7 +51,7 @@ async def serving(settings: Settings, pool: Pool, *, ring: int = RING) -> AsyncG
             lifespan="on",
             timeout_graceful_shutdown=5,
         )
-        server = _Server(config)
+        server = Server(config)
         stop = anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(runner.run, pool, stop)

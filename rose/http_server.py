@@ -1,0 +1,31 @@
+"""What the API and the inference engine share as HTTP servers: uvicorn under our own signals."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from socket import socket
+
+import anyio
+import uvicorn
+
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection stays open: well above the 5 s between two polls of the SDKs, or some find it closed."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handlers, since whoever runs the process has them; tells when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = anyio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Leave the process's signals as they are."""
+        yield
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        self.listening.set()
