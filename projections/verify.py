@@ -171,6 +171,7 @@ async def _unborn(connection: AnyConnection, entity: Entity) -> list[Difference]
         f"select id from rose.{entity.view} where not exists "
         "(select from rose.events where stream_id = $1::text || id) order by id",
         entity.prefix,
+        timeout=COMPARE_SECONDS,
     )
     return [Difference(view=entity.view, id=row["id"], text="the log has no such stream") for row in rows]
 
