@@ -6,6 +6,7 @@ CloudEvents, and says at which sequence each belongs.
 
 from __future__ import annotations
 
+import statistics
 import time
 
 import anyio
@@ -81,6 +82,7 @@ async def measure(dsn: str, server: NatsServer) -> list[list[str]]:
     await migrate(dsn)
     pool = await open_pool(dsn)
     rows: list[list[str]] = []
+    rates: list[tuple[float, float]] = []
     try:
         await pool.execute(FILL, EVENTS)
         async with Bus(server.url, token=server.token) as bus:
@@ -93,6 +95,9 @@ async def measure(dsn: str, server: NatsServer) -> list[list[str]]:
                 bare_events, bare = await bare_rate(server, stored.body)
                 counts = [str(value) for value in (number, len(stored.body), events, bare_events)]
                 rows.append([*counts, f"{own:.0f}", f"{bare:.0f}", f"{own / bare:.2f}"])
+                rates.append((own, bare))
+            own, bare = (statistics.median(values) for values in zip(*rates, strict=True))
+            rows.append(["median", "", "", "", f"{own:.0f}", f"{bare:.0f}", f"{own / bare:.2f}"])
     finally:
         await pool.close()
     return rows
