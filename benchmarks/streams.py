@@ -51,7 +51,7 @@ class Client:
     async def follow(self, port: int, job_id: str) -> None:
         """Read the stream until cancelled."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        request = f"GET /v1/fine_tuning/jobs/{job_id}/events?stream=true HTTP/1.1\r\nHost: rose\r\n\r\n"
+        request = f"GET /v1/fine_tuning/jobs/{job_id}/events?stream=true HTTP/1.1\r\nHost: localhost\r\n\r\n"
         writer.write(request.encode())
         try:
             while line := await reader.readline():
