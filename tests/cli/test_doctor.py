@@ -1,7 +1,6 @@
 """The doctor: for each of its lines that thing is broken, the line fails, and it names what mends it.
 
-What is not installed is seen in tests/acceptance/test_bare_wheel.py, in an environment without it. A Python that is too
-old cannot be had here.
+What is not installed is seen in tests/acceptance/test_bare_wheel.py, in an environment without it.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cli.commands import doctor
 from rose import leases
 from rose.log.pool import Pool
 from rose.settings import DEFAULT_ALIASES, Settings
@@ -50,6 +50,16 @@ async def test_a_good_machine_passes_and_warns_of_what_is_still_to_come(environm
     assert "is built before its first job" in findings["model mine"]["text"]
     plain = await call("doctor", environment=environment)
     assert plain.out.splitlines()[-1] == "Everything that ROSE needs is there."
+
+
+async def test_a_python_that_is_too_old_is_named(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No older one can be had here, so the bound is moved above this one."""
+    monkeypatch.setattr(doctor, "OLDEST_PYTHON", (99, 0))
+    done, findings = await examine(environment)
+    assert done.status == 1
+    assert findings["python"]["verdict"] == "fail"
+    assert "is too old" in findings["python"]["text"]
+    assert findings["python"]["mend"] == "use Python 3.11 or newer"
 
 
 async def test_each_broken_thing_is_named_with_what_mends_it(environment: dict[str, str], tmp_path: Path) -> None:
