@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rose.domain.job_events import JobPaused, JobQueued, JobWarned, RunStarted
+from rose.domain.job_events import JobPaused, JobQueued, JobWarned, RecoveryPointSaved, RunStarted
 from rose.errors import Unavailable
 from rose.log.pool import Pool
 from rose.settings import Settings
@@ -59,13 +59,13 @@ async def create_for_ever(house: House) -> None:
 async def test_a_full_disk_pauses_the_job_and_room_continues_it(
     pool: Pool, database_dsn: str, settings: Callable[..., Settings], fixture_base: Path, small_disk: Path
 ) -> None:
+    """Full before the first step, so that the order is sure: the recovery point of step 5, then the checkpoint of 8."""
     given = settings(**{**QUICK, "min_free_bytes": FLOOR_BYTES}, blob_dir=small_disk / "blobs", recovery_steps=5)
     house = House(pool, given, fixture_base)
     ballast = small_disk / "ballast"
+    job_id = await house.create_queued(n_epochs=8, batch_size=1)
+    fill(ballast, FLOOR_BYTES // 2)
     async with house.trainer():
-        job_id = await house.create_queued(n_epochs=8, batch_size=1)
-        await house.at_step(job_id, 6)
-        fill(ballast, FLOOR_BYTES // 2)
 
         async def paused() -> bool:
             state = await house.state(job_id)
@@ -76,13 +76,16 @@ async def test_a_full_disk_pauses_the_job_and_room_continues_it(
         assert reason is not None
         assert reason.startswith("no_space: ")
         assert str(given.blobs) in reason
+        assert [step for step, _ in await house.steps(job_id)] == list(range(1, 9))
         ballast.unlink()
         assert (await house.ended(job_id, 120)).status == "succeeded"
     events = await house.events(job_id)
     assert sum(isinstance(event, JobPaused) for event in events) == 1
     assert [event.reason for event in events if isinstance(event, JobQueued)] == ["validated", "resumed"]
     warnings = [event.warning.code for event in events if isinstance(event, JobWarned)]
-    assert "no_recovery_point" in warnings, "a recovery point that did not fit was only a warning"
+    assert warnings == ["no_recovery_point"], "a recovery point that did not fit was only a warning, given once"
+    saved = [event.step for event in events if isinstance(event, RecoveryPointSaved)]
+    assert saved[:2] == [5, 8], "with room again every recovery point is made"
     assert [step for step, _ in await house.steps(job_id)] == list(range(1, 65))
     assert await check_log(database_dsn) == []
 
