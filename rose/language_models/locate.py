@@ -43,6 +43,8 @@ _TOKENIZER_FILES = (
 )
 _NO_ADAPTER = ("embed", "lm_head", "wte", "wpe")
 """Parts of the names of two-dimensional weights that are no linear layers, and of the output head."""
+_EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "tok_embeddings")
+"""Last parts of the names of weights that have a row for each token."""
 _MEBIBYTE = 1 << 20
 _UNKNOWN_CONTEXT = 4096
 _LARGEST_HEADER = 100 * _MEBIBYTE
@@ -74,6 +76,8 @@ class LocatedBase(msgspec.Struct, frozen=True, kw_only=True):
     weight_bytes: int
     linear_layers: dict[str, tuple[int, int]]
     """Name -> (outputs, inputs) of each layer that can carry an adapter, as the weight files name them."""
+    embedding_rows: int | None = None
+    """Tokens that the model has numbers for, the fewer of input and output; None where the weights have other names."""
     base_learning_rate: float | None = None
     """Set for models that ROSE built; None: the formula of rose.domain.hyperparameters."""
 
@@ -194,6 +198,7 @@ def describe(folder: Path, *, source: str, revision: str | None) -> LocatedBase:
         parameters=sum(_numbers(header) for header in headers),
         weight_bytes=sum(path.stat().st_size for path in weights),
         linear_layers={name: shape for header in headers for name, shape in _linear_layers(header)},
+        embedding_rows=min((rows for header in headers for rows in _embedding_rows(header)), default=None),
         base_learning_rate=facts.rose_base_learning_rate if facts else None,
     )
 
@@ -336,6 +341,12 @@ def _numbers(header: bytes) -> int:
                 count *= length
             total += count
     return total
+
+
+def _embedding_rows(header: bytes) -> Iterator[int]:
+    for name, entry in json.loads(header).items():
+        if name != "__metadata__" and name.removesuffix(".weight").rpartition(".")[2] in _EMBEDDINGS:
+            yield int(entry["shape"][0])
 
 
 def _linear_layers(header: bytes) -> Iterator[tuple[str, tuple[int, int]]]:
