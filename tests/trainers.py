@@ -103,10 +103,18 @@ class House:
         command = await self._create_command(jsonl() if content is None else content, base, hyperparameters)
         return (await self.commands.create_job(command, Request(actor=CLIENT))).state.id
 
-    async def create_queued(self, *, needs: dict[str, int | str] | None = None, **hyperparameters: Any) -> str:
+    async def create_queued(
+        self,
+        *,
+        needs: dict[str, int | str] | None = None,
+        integrations: tuple[dict[str, Any], ...] | None = None,
+        **hyperparameters: Any,
+    ) -> str:
         """Create a job over EXAMPLES that is validated and queued in the same append; return its id."""
         create = await self._create_command(jsonl(), None, hyperparameters)
-        create = msgspec.structs.replace(create, model_name=f"{create.model}-{create.job_id}")
+        create = msgspec.structs.replace(
+            create, model_name=f"{create.model}-{create.job_id}", integrations=integrations
+        )
         located = locate(str(self.base), models_dir=self.settings.models, offline=True)
         facts = DataFacts(
             examples=len(EXAMPLES),

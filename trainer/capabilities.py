@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from rose import integrations
 from rose.domain.jobs import JobState
 
 PROBE_SECONDS = 10.0
@@ -31,6 +32,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     """Of the device; of the machine (or container) when the device is a CPU or shares it."""
     cores: int
+    integrations: tuple[str, ...] = ()
+    """Services to which it can log a run."""
 
     @property
     def device_kind(self) -> str:
@@ -44,7 +47,7 @@ def detect(device: str, environ: Mapping[str, str] = os.environ) -> Capabilities
     if device == "auto":
         device = "cuda" if gpu_bytes else "mps" if _has_mps() else "cpu"
     memory = gpu_bytes if device.startswith("cuda") and gpu_bytes else machine_memory_bytes()
-    return Capabilities(device=device, memory_bytes=memory, cores=usable_cores())
+    return Capabilities(device=device, memory_bytes=memory, cores=usable_cores(), integrations=integrations.installed())
 
 
 def missing_base(state: JobState) -> str | None:
@@ -55,6 +58,9 @@ def missing_base(state: JobState) -> str | None:
 
 def unsuitable(state: JobState, capabilities: Capabilities) -> str | None:
     """Return what the job needs and this worker lacks, or None. Pure."""
+    integration = integrations.missing(state.integrations, capabilities.integrations)
+    if integration is not None:
+        return f"it logs to {integration}, which is not installed for this worker"
     device = state.needs.get("device")
     if device not in (None, "any", "auto", "cpu") and device != capabilities.device_kind:
         return f"it needs the device {device}, and this worker has {capabilities.device}"

@@ -161,6 +161,11 @@ class Child:
                 return False
         return not scope.cancelled_caught
 
+    async def feed(self, message: msgspec.Struct) -> None:
+        """Send a message, however long the child takes to read it. Raises: BrokenResourceError when it is gone."""
+        assert self._process.stdin is not None
+        await self._process.stdin.send(msgspec.json.encode(message) + b"\n")
+
     def dump_stack(self) -> None:
         """Ask for the stack of every thread in the log; a stopped child does not answer."""
         with contextlib.suppress(ProcessLookupError):

@@ -26,6 +26,7 @@ from rose.log.pool import Pool
 from rose.settings import Settings
 from trainer import child_process
 from trainer.child_process import BrokenReport, Child, Launch
+from trainer.integrations.wandb_mirror import mirrored
 from trainer.journal import Journal, clean
 from trainer.ownership import OwnedJob
 from trainer.protocol import Alive, Drain, Drained, Failed, Finished, PhaseChanged, Report, StepDone, ValidationPassed
@@ -91,6 +92,18 @@ class Supervision:
 
     async def run(self) -> None:
         """Bring the job to the end of this run, and the log with it."""
+        async with mirrored(
+            self._owned,
+            self._settings,
+            self._pool,
+            self._blobs,
+            launch=self._launch,
+            report=self._journal.put,
+            stop=self._stop,
+        ):
+            await self._run()
+
+    async def _run(self) -> None:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._keep_lease)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
 from projections import files as files_view
 from rose.api.body import optional_object, optional_text, require_text, wrong_type
+from rose.api.integrations import read_integrations
 from rose.api.model_names import base_request, find_model
 from rose.api.routes import TEXT, WHOLE, listing, optional, record
 from rose.api.services import Services
@@ -23,7 +23,6 @@ MAX_SEED = 2_147_483_647
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY = 64
 MAX_METADATA_VALUE = 512
-MAX_INTEGRATIONS = 5
 METHODS = ("supervised", "dpo", "reinforcement")
 SUPPORTED_METHODS = ("supervised",)
 CREATE_BODY = record(
@@ -52,7 +51,7 @@ async def read_create_job(services: Services, body: dict[str, Any]) -> CreateJob
     seed = _seed(body)
     method, asked = _method(body)
     metadata = _metadata(body)
-    integrations = _integrations(body)
+    integrations = await read_integrations(services, body)
     training = await _file(services, training_id, "training_file")
     validation = None if validation_id is None else await _file(services, validation_id, "validation_file")
     if validation is not None and asked.validation_split not in ("auto", 0):
@@ -153,60 +152,6 @@ def _metadata(body: dict[str, Any]) -> dict[str, str] | None:
                 param=f"metadata.{key}",
             )
     return given
-
-
-def _integrations(body: dict[str, Any]) -> tuple[dict[str, Any], ...] | None:
-    given = body.get("integrations")
-    if given is None:
-        return None
-    if not isinstance(given, list):
-        wrong_type("integrations", "a list", given)
-    if len(given) > MAX_INTEGRATIONS:
-        raise InvalidRequest(
-            f"integrations has {len(given)} entries; at most {MAX_INTEGRATIONS} are allowed.",
-            code="invalid_value",
-            param="integrations",
-        )
-    return tuple(_integration(one, f"integrations[{index}]") for index, one in enumerate(given))
-
-
-def _integration(given: Any, path: str) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        wrong_type(path, "an object", given)
-    if given.get("type") != "wandb":
-        raise InvalidRequest(f"{path}.type must be wandb.", code="invalid_value", param=f"{path}.type")
-    wandb = given.get("wandb")
-    if not isinstance(wandb, Mapping):
-        wrong_type(f"{path}.wandb", "an object", wandb)
-    for name in ("project", "name", "entity"):
-        value = wandb.get(name)
-        if value is None and name != "project":
-            continue
-        if not isinstance(value, str):
-            wrong_type(f"{path}.wandb.{name}", "a string", value)
-        if not 0 < len(value) <= MAX_METADATA_VALUE:
-            raise InvalidRequest(
-                f"{path}.wandb.{name} must have 1 to {MAX_METADATA_VALUE} characters.",
-                code="invalid_value",
-                param=f"{path}.wandb.{name}",
-            )
-    tags = wandb.get("tags") or []
-    well_formed = isinstance(tags, list) and all(isinstance(tag, str) and len(tag) <= 64 for tag in tags)
-    if not well_formed or len(tags) > 50:
-        raise InvalidRequest(
-            f"{path}.wandb.tags must be at most 50 strings of at most 64 characters.",
-            code="invalid_value",
-            param=f"{path}.wandb.tags",
-        )
-    return {
-        "type": "wandb",
-        "wandb": {
-            "project": wandb["project"],
-            "name": wandb.get("name"),
-            "entity": wandb.get("entity"),
-            "tags": tags,
-        },
-    }
 
 
 async def _file(services: Services, file_id: str, param: str) -> PinnedFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rose import integrations
 from rose.api.services import Services
 from rose.domain.jobs import JobState
 from rose.leases import WaitingFacts, Worker, waiting_facts
@@ -28,11 +29,11 @@ def explain(state: JobState, facts: WaitingFacts) -> str | None:
         return f"the next attempt, in {max(1, round(lease.seconds_held_back))} seconds"
     if state.run is not None:
         return "a trainer to take it up again: the last one stopped answering"
-    if state.status == "validating_files":
-        return "a trainer to check its files"
     lacking = _lacking(state, facts.trainers)
     if lacking:
         return lacking
+    if state.status == "validating_files":
+        return "a trainer to check its files"
     if facts.queued_before:
         return "1 job before it" if facts.queued_before == 1 else f"{facts.queued_before} jobs before it"
     if facts.running_now:
@@ -41,6 +42,9 @@ def explain(state: JobState, facts: WaitingFacts) -> str | None:
 
 
 def _lacking(state: JobState, trainers: tuple[Worker, ...]) -> str | None:
+    logging = [integrations.missing(state.integrations, integrations.announced(one.capabilities)) for one in trainers]
+    if all(logging):
+        return f"no trainer can log to {logging[0]} (pip install 'rose[{logging[0]}]' where they run)"
     device = state.needs.get("device")
     if device not in (None, "cpu", "any", "auto") and not any(_device(one) == device for one in trainers):
         return "no trainer has a GPU" if device == "cuda" else f"no trainer has the device {device}"

