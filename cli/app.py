@@ -44,6 +44,7 @@ _command(files, "get", "files:get", "Show a file.")
 _command(files, "download", "files:download", "Download a file's content.")
 _command(files, "delete", "files:delete", "Delete a file.")
 _command(files, "check", "files:check", "Check training data without a server.")
+_command(files, "convert", "convert:convert", "Convert data of other services and tools to chat JSONL.")
 app.command(files)
 
 finetune = App(name="finetune", help="Fine-tuning jobs.")
