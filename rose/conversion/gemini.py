@@ -40,7 +40,7 @@ def _system(value: Any) -> str:
 def _messages(content: Any, where: str, calls: Calls) -> list[Message]:
     parts = _parts(content, where)
     role = content.get("role")
-    if role not in _ROLES:
+    if not isinstance(role, str | None) or role not in _ROLES:
         raise Drop(f"{where}.role is {role!r}; expected user, model or function")
     if _ROLES[role] == "assistant":
         return [_answer(parts, where, calls)]

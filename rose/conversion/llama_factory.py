@@ -61,7 +61,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
         if not isinstance(turn, dict) or self.role_tag not in turn:
             return turn
         who = turn[self.role_tag]
-        if who not in self.speakers:
+        if not isinstance(who, str) or who not in self.speakers:
             raise Drop(f"has a turn of {who!r}, which is none of the tags of dataset_info.json")
         return {"from": self.speakers[who], "value": turn.get(self.content_tag)}
 

@@ -12,6 +12,9 @@ from typing import Any
 
 import msgspec
 
+COMMAND = "rose files convert FILE -o OUT.jsonl"
+"""What makes chat data of a foreign format."""
+
 Row = Mapping[str, Any]
 
 
@@ -59,6 +62,13 @@ _SUFFIXES = (".csv", ".tsv", ".parquet", ".arrow", ".json", ".gz", ".zst", ".zst
 def convertible_suffix(name: str) -> bool:
     """Say whether a file of this name is of a kind that `rose files convert` reads and an upload does not take."""
     return name.lower().endswith(_SUFFIXES)
+
+
+def has_foreign_messages(row: Row) -> bool:
+    """Say whether the list `messages` itself is of another format, by its first message; quick, for every line."""
+    messages = row.get("messages")
+    first = messages[0] if isinstance(messages, list) and messages else None
+    return isinstance(first, dict) and "from" in first
 
 
 def recognise(row: Row) -> dict[str, Fit]:
@@ -126,7 +136,7 @@ def _anthropic(row: Row) -> Fit:
         for message in messages
         if isinstance(message.get("content"), list)
         for block in message["content"]
-        if isinstance(block, dict)
+        if isinstance(block, dict) and isinstance(block.get("type"), str)
     }
     tools = row.get("tools")
     schemas = isinstance(tools, list) and any(isinstance(one, dict) and _given(one, "input_schema") for one in tools)

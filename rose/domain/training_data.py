@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+from rose.domain import formats
+
 MAX_LINE_BYTES = 16 << 20
 """Longest line that is read; a conversation of this size fits no model."""
 
@@ -159,13 +161,19 @@ def _refuse_nul(value: Any, path: str) -> None:
 
 
 def _refuse_other_formats(value: Mapping[str, Any]) -> None:
-    if "messages" in value:
+    """Say of a line of another format which it is, and what converts it."""
+    if value.keys() <= _EXAMPLE_KEYS and "messages" in value and not formats.has_foreign_messages(value):
         return
-    if {"input", "preferred_output"} <= set(value) or {"input", "preferred_completion"} <= set(value):
+    found = formats.foreign_format(value)
+    if found is None and "messages" in value:
+        return
+    if found is None:
+        raise _Bad("no messages; expected an object with a list of messages")
+    if found.name == "dpo":
         raise _Bad("this is the preference (DPO) format; a supervised job needs messages")
-    if {"prompt", "completion"} <= set(value):
-        raise _Bad("prompt/completion pairs are not supported; write them as messages of a user and an assistant")
-    raise _Bad("no messages; expected an object with a list of messages")
+    if found.name in ("text", "rft"):
+        raise _Bad(f"this is {found.title}; a supervised job needs messages with answers")
+    raise _Bad(f"this is {found.title}; convert the file first: {formats.COMMAND}")
 
 
 def _message(value: Any, index: int) -> dict[str, Any]:

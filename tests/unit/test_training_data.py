@@ -55,7 +55,7 @@ def test_line_numbers_are_physical_and_example_numbers_are_not() -> None:
         (b'{"messages": "hi"}', "messages must be a list"),
         (b'{"messages": []}', "at least one message"),
         (b"{}", "no messages"),
-        (b'{"prompt": "a", "completion": "b"}', "prompt/completion pairs are not supported"),
+        (b'{"prompt": "a", "completion": "b"}', "prompt/completion pairs; convert the file first: rose files convert"),
         (b'{"input": {}, "preferred_output": [], "non_preferred_output": []}', "preference (DPO) format"),
         (line(USER), "no assistant message"),
         (line(ASSISTANT), "something must be asked first"),
