@@ -28,7 +28,7 @@ from rose.inference.generation import Done, Failed, Piece, Text
 from rose.inference.loading import Loader
 from rose.inference.request import GenerationRequest, Target
 from rose.language_models.locate import describe
-from rose.language_models.template import load_tokenizer, render_prompt
+from rose.language_models.template import load_template
 from rose.language_models.tiny import build_fixture
 from tests.inference.asking import ask, make_adapter
 
@@ -131,7 +131,7 @@ def measure(name: str, folder: Path, blobs: Blobs) -> list[list[str]]:
     base = located.base_model()
     adapters = [make_adapter(folder, blobs, base, seed) for seed in (1, 2, 3, 4)]
     engine = TorchEngine(Loader(blobs, models_dir=folder, offline=True, device="cpu"))
-    tokenizer = load_tokenizer(folder)
+    template = load_template(folder)
     plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tuned: Any = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), str(blobs.path(adapters[0].path))
@@ -152,7 +152,7 @@ def measure(name: str, folder: Path, blobs: Blobs) -> list[list[str]]:
 
     try:
         for prompt, text in PROMPTS.items():
-            ids = render_prompt(tokenizer, [{"role": "user", "content": text}])
+            ids = template.prompt([{"role": "user", "content": text}])
             for what, adapter, model in (("base", None, plain), ("adapter", adapters[0], tuned)):
                 request = asked(text, adapter)
                 row(

@@ -95,6 +95,11 @@ class Client:
         """Delete a file."""
         return self._call("DELETE", f"/files/{quote(file_id, safe='')}")
 
+    def preview(self, file_id: str | None, body: dict[str, Any]) -> dict[str, Any]:
+        """Return lines of an uploaded file, or of the `content` in `body`, as a model sees them."""
+        path = f"/files/{quote(file_id, safe='')}/preview" if file_id else "/files/preview"
+        return self._call("POST", path, json=body, timeout=None)
+
     @contextmanager
     def download(self, path: str) -> Generator[Iterator[bytes]]:
         """Yield the pieces of a download."""

@@ -31,6 +31,10 @@ class Output:
         if not self.json and not self.quiet:
             _write(sys.stdout, text)
 
+    def marked(self, text: str) -> str:
+        """Return a text that stands out: coloured on a terminal, in brackets elsewhere."""
+        return f"\x1b[1;32m{text}\x1b[0m" if _colour(sys.stdout) else f"⟦{text}⟧"
+
     def piece(self, text: str) -> None:
         """Print part of a line at once, for text that streams."""
         sys.stdout.write(text)

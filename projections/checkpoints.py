@@ -8,7 +8,7 @@ import msgspec
 
 from projections.views import View, active, caught_up
 from rose.domain.artifacts import Artifact
-from rose.domain.job_events import CheckpointSaved
+from rose.domain.job_events import CheckpointSaved, RunResumed
 from rose.domain.job_values import Checkpoint
 from rose.log.pool import AnyConnection, Pool, fetch
 from rose.log.read import Recorded
@@ -19,6 +19,7 @@ insert into rose.checkpoints (version, id, job_id, step, doc, position) values (
 on conflict (version, id) do update set
     job_id = excluded.job_id, step = excluded.step, doc = excluded.doc, position = excluded.position
 """
+FORGET = "delete from rose.checkpoints where version = $1 and job_id = $2 and position < $3"
 # $2: checkpoint to start behind; an unknown one gives no row.
 LIST = f"""
 select job_id, doc::text from rose.checkpoints
@@ -43,7 +44,7 @@ class CheckpointRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def apply(connection: AnyConnection, version: int, events: Sequence[Recorded]) -> None:
-    """Write one row for each checkpoint."""
+    """Write one row for each checkpoint; a run that began anew makes those before it void."""
     rows = [
         (
             version,
@@ -58,9 +59,13 @@ async def apply(connection: AnyConnection, version: int, events: Sequence[Record
     ]
     if rows:
         await connection.executemany(WRITE, rows)
+    for recorded in events:
+        if isinstance(recorded.event, RunResumed) and recorded.event.anew:
+            job_id = recorded.stream_id.removeprefix("job/")
+            await connection.execute(FORGET, version, job_id, recorded.position)
 
 
-VIEW = View(name=NAME, takes=frozenset({"job.checkpoint_saved"}), key=("id",), apply=apply)
+VIEW = View(name=NAME, takes=frozenset({"job.checkpoint_saved", "job.run_resumed"}), key=("id",), apply=apply)
 
 
 async def newest_first(pool: Pool, job_id: str, *, limit: int, after: str | None = None) -> list[CheckpointRow]:

@@ -135,6 +135,7 @@ class Commands:
                 base=state.base,
                 lora=lora,
                 step=command.step,
+                thinking=state.hyperparameters.thinking,
             )
             registered = models.decide(register, models.initial)
             model = _fold(models.evolve, models.initial, registered)

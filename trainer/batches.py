@@ -212,6 +212,8 @@ def plan_hash(
     """Return a hash over all that decides the run's numbers; a recovery point of another plan is not taken up."""
     digest = hashlib.sha256()
     for name in sorted(hyperparameters.__struct_fields__):
+        if name == "thinking" and not hyperparameters.thinking:
+            continue  # as in the plans of runs that began before there was the setting
         if name != "reasons":
             digest.update(f"{name}={getattr(hyperparameters, name)!r}\n".encode())
     for text in more:

@@ -15,11 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rose.domain.job_values import BaseRequest
+from rose.errors import NoSpace, RoseError
+from rose.language_models.import_process import COMMAND, answer
 from rose.language_models.locate import (
+    SMOLLM2,
     TINY,
     LocatedBase,
     ModelNotAvailable,
     hub_cache_folder,
+    imported,
     is_built,
     locate,
     tiny_folder,
@@ -43,6 +47,8 @@ def fetch_base(base: BaseRequest, *, models: Path, offline: bool, tell: Tell) ->
     revision = base.pinned.revision if base.pinned else None
     if base.source == TINY and revision is None and not is_built(tiny_folder(models)):
         _build_tiny(models, tell)
+    if base.source == SMOLLM2 and not offline and imported(models, SMOLLM2) is None:
+        _fetch_smollm2(models, tell)
     with _telling_growth(hub_cache_folder(base.source), tell):
         located = locate(base.source, revision=revision, models_dir=models, offline=offline)
     if base.pinned is not None:
@@ -67,6 +73,28 @@ def _build_tiny(models: Path, tell: Tell) -> None:
             f"The model {TINY!r} could not be built in {models} (exit status {status}).",
             hint="The log of this job's validation says why; try `rose models build tiny`.",
         )
+
+
+def _fetch_smollm2(models: Path, tell: Tell) -> None:
+    """Fetch and import the small pretrained model, in a process of its own, since only that may load torch."""
+    log.info("fetching the model %r into %s", SMOLLM2, models)
+    tell("download")
+    command = [*COMMAND, "--smollm2", "--models", str(models), "--leave-with-stdin"]
+    lines: list[str] = []
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as importer:
+        assert importer.stdout is not None
+        for line in importer.stdout:
+            lines.append(line)
+            log.info("%s", line.rstrip())
+            tell("download")
+    try:
+        answer("".join(lines))
+    except RoseError as error:
+        if error.code == NoSpace.default_code:
+            raise NoSpace(error.message, hint=error.hint) from error
+        raise ModelNotAvailable(error.message, code=error.code, hint=error.hint) from error
 
 
 @contextmanager

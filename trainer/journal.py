@@ -117,8 +117,8 @@ class Journal:
         match entries[0]:
             case PhaseChanged(phase=phase):
                 return ChangePhase(epoch=epoch, phase=clean(phase))
-            case Resumed(from_step=step, rejected=rejected):
-                return NoteResume(epoch=epoch, from_step=step, rejected=tuple(map(clean, rejected)))
+            case Resumed(from_step=step, rejected=rejected, anew=anew):
+                return NoteResume(epoch=epoch, from_step=step, rejected=tuple(map(clean, rejected)), anew=anew)
             case RecoveryPointMade(step=step, artifact=artifact, trained_tokens=tokens):
                 return SaveRecoveryPoint(epoch=epoch, step=step, artifact=artifact, trained_tokens=tokens)
             case CheckpointMade(step=step, epoch_number=number, artifact=artifact, metrics=metrics):

@@ -83,6 +83,8 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True, tag="resumed"):
     from_step: int
     rejected: tuple[str, ...] = ()
     """Recovery points that did not verify, each `step N: reason`."""
+    anew: bool = False
+    """The run learns otherwise than the one that made the points, so it begins again."""
 
 
 class StepDone(msgspec.Struct, frozen=True, kw_only=True, tag="step"):

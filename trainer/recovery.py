@@ -24,6 +24,8 @@ from trainer.hardware import Hardware
 from trainer.saving import bytes_of, save_folder
 
 FORMAT = 1
+RENDERING = 2
+"""How conversations become tokens; a new number where that changes for any model, so that a resume can say so."""
 STATE_FILE = "state.json"
 WEIGHTS_FILE = "weights.safetensors"
 MOMENTS_FILE = "moments.safetensors"
@@ -66,6 +68,7 @@ class _Stored(msgspec.Struct, frozen=True, kw_only=True):
     """What may differ, but then the numbers agree only nearly: versions, device, threads."""
     state: RunState
     python_random: tuple[Any, ...]
+    rendering: int = 1
 
 
 def environment(hardware: Hardware) -> dict[str, str]:
@@ -101,6 +104,8 @@ class Recovery:
         self._known = known
         self.last_step = 0
         """Step of the newest point that this run made or began from."""
+        self.plan_changed = False
+        """A point was found whose run learned otherwise than this one will."""
 
     def newest(self) -> tuple[RecoveryPoint | None, tuple[str, ...]]:
         """Return the newest known point that is whole and of this plan, and why each newer one is not used."""
@@ -122,6 +127,9 @@ class Recovery:
         if stored.format != FORMAT:
             return f"it has format {stored.format}, this version of ROSE reads {FORMAT}"
         if stored.plan != self._plan:
+            self.plan_changed = True
+            if stored.rendering != RENDERING:
+                return "it was made by another version of ROSE, which rendered the file's conversations otherwise"
             return "it was made from other data, settings or another base"
         return None
 
@@ -178,6 +186,7 @@ class Recovery:
             environment=environment(self._hardware),
             state=state,
             python_random=random.getstate(),
+            rendering=RENDERING,
         )
 
         def fill(folder: Path) -> None:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -26,7 +27,7 @@ from rose.domain.artifacts import Artifact
 from rose.domain.hyperparameters import Hyperparameters
 from rose.domain.job_values import StepMetrics
 from rose.errors import InvalidDataset, NoSpace, RoseError, Unavailable
-from rose.language_models.template import load_tokenizer
+from rose.language_models.template import ChatTemplate, load_template
 from trainer.batches import Document, Example, Schedule, plan_hash, split
 from trainer.child import Channel, failed, log_to_standard_error, open_channel, read_spec
 from trainer.hardware import Hardware
@@ -125,12 +126,11 @@ class Run:
         """Read base, data and model, and make everything that a step needs."""
         spec = self.spec
         located = locate_base(spec)
-        tokenizer = load_tokenizer(located.path)
-        validation = self.read_data(tokenizer)
+        validation = self.read_data(load_template(located.path, rows=located.embedding_rows))
         self.validation = [document for example in validation for document in example.documents]
         torch.manual_seed(self.hyperparameters.seed)
         random.seed(self.hyperparameters.seed)
-        self.trained: TrainedModel = load_trained_model(spec, located, tokenizer, self.blobs, self.hardware)
+        self.trained: TrainedModel = load_trained_model(spec, located, self.blobs, self.hardware)
         self.state = RunState(token_budget=self.hardware.token_budget)
         documents = [document for example in self.training for document in example.documents]
         forward, caveat = self.method.choose_forward(self.trained.model, documents, self.hardware.device)
@@ -165,17 +165,23 @@ class Run:
             self.hardware.describe(),
         )
 
-    def read_data(self, tokenizer: object) -> list[Example]:
+    def read_data(self, template: ChatTemplate) -> list[Example]:
         """Read the files, set the training examples and return the validation examples.
 
         Raises: InvalidDataset when there are others than validation counted.
         """
         wanted = self.hyperparameters
-        longest = wanted.maximum_tokens
-        rows = self.method.read_examples(Path(self.spec.training_file), tokenizer, longest, self.alive)
+        read = partial(
+            self.method.read_examples,
+            template=template,
+            maximum_tokens=wanted.maximum_tokens,
+            thinking=wanted.thinking,
+            alive=self.alive,
+        )
+        rows = read(Path(self.spec.training_file))
         if self.spec.validation_file is not None:
             self.training = rows
-            validation = self.method.read_examples(Path(self.spec.validation_file), tokenizer, longest, self.alive)
+            validation = read(Path(self.spec.validation_file))
         else:
             sides = split([row.prompt for row in rows], wanted.validation_examples, wanted.seed)
             self.training = [rows[index] for index in sides.training]
@@ -212,7 +218,8 @@ class Run:
                     "equivalent_resume", f"The run goes on equivalently, but not bit for bit, because of: {difference}."
                 )
         if point is not None or rejected:
-            self.channel.report(Resumed(from_step=self.state.step, rejected=rejected))
+            anew = point is None and self.recovery.plan_changed
+            self.channel.report(Resumed(from_step=self.state.step, rejected=rejected, anew=anew))
 
     # --- the loop
 

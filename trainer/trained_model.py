@@ -20,6 +20,7 @@ from rose.language_models.adapters import merge_adapter_into, read_adapter
 from rose.language_models.load import load_model
 from rose.language_models.locate import FACTS_FILE, LocatedBase, locate
 from rose.language_models.lora import LoraAdapter, attach
+from rose.language_models.template import load_tokenizer
 from trainer.hardware import Hardware, OutOfMemory, is_out_of_memory
 from trainer.protocol import RunSpec
 from trainer.saving import bytes_of
@@ -73,16 +74,14 @@ def locate_base(spec: RunSpec) -> LocatedBase:
     return located
 
 
-def load_trained_model(
-    spec: RunSpec, located: LocatedBase, tokenizer: Any, blobs: Blobs, hardware: Hardware
-) -> TrainedModel:
+def load_trained_model(spec: RunSpec, located: LocatedBase, blobs: Blobs, hardware: Hardware) -> TrainedModel:
     """Load what the run starts from and make its trainable parameters.
 
     Raises: BlobMismatch when the fine-tuned model to go on from is damaged; InvalidRequest when it does not fit;
     OutOfMemory.
     """
     try:
-        return _load(spec, located, tokenizer, blobs, hardware)
+        return _load(spec, located, blobs, hardware)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -94,7 +93,7 @@ def load_trained_model(
         ) from error
 
 
-def _load(spec: RunSpec, located: LocatedBase, tokenizer: Any, blobs: Blobs, hardware: Hardware) -> TrainedModel:
+def _load(spec: RunSpec, located: LocatedBase, blobs: Blobs, hardware: Hardware) -> TrainedModel:
     lora = spec.hyperparameters.lora_config
     parent = spec.parent
     if parent is not None:
@@ -103,7 +102,7 @@ def _load(spec: RunSpec, located: LocatedBase, tokenizer: Any, blobs: Blobs, har
     folder = blobs.path(parent.artifact.path) if parent is not None and full_parent else located.path
     dtype = hardware.dtype(located.parameters, trains_weights=lora is None)
     model = load_model(folder, device=hardware.device, dtype=dtype)
-    write_rest = _model_files(located.path, tokenizer)
+    write_rest = _model_files(located.path)
     if lora is None:
         return _full(model, blobs, parent, write_rest)
     adapter = attach(model, lora, spec.hyperparameters.seed)
@@ -175,11 +174,11 @@ def _save_merged(model: Any, adapter: LoraAdapter, target: Path, write_rest: Cal
     write_rest(target)
 
 
-def _model_files(base: Path, tokenizer: Any) -> Callable[[Path], None]:
+def _model_files(base: Path) -> Callable[[Path], None]:
     """Return what adds tokenizer, chat template and ROSE's own facts to a folder of weights."""
 
     def write(target: Path) -> None:
-        tokenizer.save_pretrained(target)
+        load_tokenizer(base).save_pretrained(target)
         facts = base / FACTS_FILE
         if facts.is_file():
             shutil.copyfile(facts, target / FACTS_FILE)

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
 from rose.domain.hyperparameter_requests import TARGETS_ALL
-from rose.domain.hyperparameters import DataFacts, Hyperparameters, LoraSettings, resolve
-from rose.domain.training_data import ChatExample, Problem, read_examples
+from rose.domain.hyperparameters import DataFacts, Hyperparameters, LoraSettings, resolve, resolve_thinking
+from rose.domain.training_data import ChatExample, Problem, has_thought, read_examples
 from rose.errors import InvalidDataset, InvalidRequest, RoseError
+from rose.language_models.chat.caveats import SENTENCES
 from rose.language_models.locate import LocatedBase, ModelNotAvailable
-from rose.language_models.template import load_tokenizer, render_training
+from rose.language_models.template import ChatTemplate, Rendering, load_template
 from trainer.child import failed, log_to_standard_error, open_channel, read_spec
 from trainer.fetching import Tell, fetch_base
 from trainer.protocol import Failed, PhaseChanged, ValidationPassed, ValidationSpec, Warned
@@ -50,6 +51,10 @@ class DataFile(msgspec.Struct, kw_only=True):
     shared: int = 0
     """Conversations that stand in the other file too."""
     shared_lines: list[int] = []
+    caveats: dict[str, int] = {}
+    """What a person should know of the rendering, by code: how often it is so."""
+    caveat_lines: dict[str, int] = {}
+    """The first line of each."""
     digests: set[int] = set()
     """Hashes of the conversations, at most MAX_REMEMBERED."""
 
@@ -75,18 +80,22 @@ def validate(spec: ValidationSpec, tell: Tell) -> ValidationPassed | Failed:
     """
     located = fetch_base(spec.base, models=Path(spec.models_dir), offline=spec.hub_offline, tell=tell)
     tell("validate")
-    tokenizer = load_tokenizer(located.path)
+    template = load_template(located.path, rows=located.embedding_rows)
+    thoughts = _count_thoughts(Path(spec.training_file))
+    thinking, _ = resolve_thinking(spec.hyperparameters.thinking, thoughts)
+    reader = _Reader(template, located.context_tokens, thinking)
     validation: DataFile | None = None
     if spec.validation_file is not None:
-        validation = _read(Path(spec.validation_file), tokenizer, located.context_tokens, frozenset())
+        validation = reader.read(Path(spec.validation_file), frozenset())
     others = validation.digests if validation else frozenset[int]()
-    training = _read(Path(spec.training_file), tokenizer, located.context_tokens, others)
+    training = reader.read(Path(spec.training_file), others)
     refusal = _refusal(training, "training_file", spec.minimum_examples)
     if refusal is None and validation is not None:
         refusal = _refusal(validation, "validation_file", 1)
     if refusal is not None:
         return refusal
-    numbers = resolve(spec.hyperparameters, _facts(spec, located, training, validation), spec.seed)
+    facts = msgspec.structs.replace(_facts(spec, located, training, validation), thoughts=thoughts)
+    numbers = resolve(spec.hyperparameters, facts, spec.seed)
     _check_targets(numbers, located)
     return ValidationPassed(
         base=located.base_model(),
@@ -98,28 +107,48 @@ def validate(spec: ValidationSpec, tell: Tell) -> ValidationPassed | Failed:
     )
 
 
-def _read(path: Path, tokenizer: Any, maximum_tokens: int, others: Set[int]) -> DataFile:
-    """Read and render a whole file, one line at a time; `others` are the conversations of the other file."""
-    found = DataFile()
+def _count_thoughts(path: Path) -> int:
+    """Return how many examples of a file have an answer with a thought that is learned."""
     with path.open("rb") as lines:
-        for item in read_examples(lines):
-            if isinstance(item, Problem):
-                _note(found, item.sentence)
-                continue
-            try:
-                rendering = render_training(tokenizer, item, maximum_tokens)
-            except InvalidDataset as error:
-                _note(found, error.message)
-                continue
-            found.examples += 1
-            found.tokens += rendering.tokens
-            found.label_tokens += rendering.label_tokens
-            if rendering.cut:
-                found.cut += 1
-                found.cut_lines.append(item.line)
-            _compare(found, item, others)
-            del found.cut_lines[MAX_LINES_NAMED:], found.shared_lines[MAX_LINES_NAMED:]
-    return found
+        return sum(isinstance(item, ChatExample) and has_thought(item) for item in read_examples(lines))
+
+
+class _Reader(NamedTuple):
+    """How files are read: as the run will."""
+
+    template: ChatTemplate
+    maximum_tokens: int
+    thinking: bool
+
+    def read(self, path: Path, others: Set[int]) -> DataFile:
+        """Read and render a whole file, one line at a time; `others` are the conversations of the other file."""
+        found = DataFile()
+        with path.open("rb") as lines:
+            for item in read_examples(lines):
+                if isinstance(item, Problem):
+                    _note(found, item.sentence)
+                    continue
+                try:
+                    rendering = self.template.render(item, self.maximum_tokens, thinking=self.thinking)
+                except InvalidDataset as error:
+                    _note(found, error.message)
+                    continue
+                _take_in(found, item, rendering)
+                _compare(found, item, others)
+                del found.cut_lines[MAX_LINES_NAMED:], found.shared_lines[MAX_LINES_NAMED:]
+        return found
+
+
+def _take_in(found: DataFile, example: ChatExample, rendering: Rendering) -> None:
+    found.examples += 1
+    found.tokens += rendering.tokens
+    found.label_tokens += rendering.label_tokens
+    if rendering.cut:
+        found.cut += 1
+        found.cut_lines.append(example.line)
+    for caveat in rendering.caveats:
+        found.caveats[caveat.code] = found.caveats.get(caveat.code, 0) + caveat.count
+        found.caveat_lines.setdefault(caveat.code, example.line)
 
 
 def _note(found: DataFile, sentence: str) -> None:
@@ -232,6 +261,7 @@ def _warnings(training: DataFile, validation: DataFile | None) -> list[Warned]:
                 f"lose their oldest turns: {_named(found.cut_lines, found.cut)}"
             )
             warnings.append(Warned(code="examples_cut", message=text))
+        warnings += _caveats(name, found) if found is not None else ()
     if training.repeated:
         text = f"{training.repeated} conversation(s) stand in the training file more than once"
         warnings.append(Warned(code="repeated_examples", message=text))
@@ -242,6 +272,13 @@ def _warnings(training: DataFile, validation: DataFile | None) -> list[Warned]:
         )
         warnings.append(Warned(code="validation_overlap", message=text))
     return warnings
+
+
+def _caveats(name: str, found: DataFile) -> Iterator[Warned]:
+    """Yield a warning for each thing that a person should know of how the file's conversations are rendered."""
+    for code, count in found.caveats.items():
+        text = f"{SENTENCES[code].format(count=count)} ({name} file, first in line {found.caveat_lines[code]})"
+        yield Warned(code=code, message=text)
 
 
 def _named(lines: Sequence[int], count: int) -> str:

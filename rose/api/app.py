@@ -12,7 +12,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
 
-from rose.api import chat, files, fine_tuning, health, models
+from rose.api import chat, files, fine_tuning, health, models, preview
 from rose.api.access import check_access
 from rose.api.errors import EXCEPTION_HANDLERS
 from rose.api.services import Services
@@ -32,7 +32,14 @@ def create_app(services: Services) -> ASGIApp:
     origins = list(services.settings.cors_origins)
     return request_envelope(
         Litestar(
-            [*health.HANDLERS, *files.HANDLERS, *fine_tuning.HANDLERS, *models.HANDLERS, *chat.HANDLERS],
+            [
+                *health.HANDLERS,
+                *files.HANDLERS,
+                *preview.HANDLERS,
+                *fine_tuning.HANDLERS,
+                *models.HANDLERS,
+                *chat.HANDLERS,
+            ],
             state=State({"services": services}),
             dependencies={"services": Provide(lambda: services, sync_to_thread=False, use_cache=True)},
             guards=[check_access],

@@ -56,7 +56,7 @@ async def create_chat_completion(request: AnyRequest, services: TheServices) -> 
             "Missing required parameter: messages.", code="missing_required_parameter", param="messages"
         )
     named = await find_model(services, model)
-    target = _target(named)
+    target = target_of(named)
     asking = {**body, "rose": msgspec.to_builtins(target)}
     parsed = parse_request(msgspec.json.encode(asking))
     engines = await leases.workers(services.pool, "inference")
@@ -120,10 +120,11 @@ async def _unless_client_leaves(request: AnyRequest, work: Awaitable[Value]) -> 
     return value
 
 
-def _target(named: Named) -> Target:
+def target_of(named: Named) -> Target:
+    """Return the weights that a model name stands for, as an engine is told."""
     if isinstance(named, Base):
         return Target(model=named.name, base=BaseModel(source=named.source, revision=None, fingerprint=""))
-    return Target(model=named.name, base=named.base, adapter=named.artifact, kind=named.kind)
+    return Target(model=named.name, base=named.base, adapter=named.artifact, kind=named.kind, thinking=named.thinking)
 
 
 HANDLERS = (create_chat_completion, refuse_other_kinds)

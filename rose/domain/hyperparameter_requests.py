@@ -44,6 +44,8 @@ class HyperparametersRequest(msgspec.Struct, frozen=True, kw_only=True):
     warmup_ratio: float | Auto = "auto"
     use_lora: bool | Auto = "auto"
     lora_config: LoraRequest = LoraRequest()
+    thinking: bool | Auto = "auto"
+    """Whether the model thinks before it answers; auto: when a learned answer of the file has a thought."""
 
 
 _RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
@@ -60,7 +62,9 @@ _RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "warmup_ratio": ("auto or a number from 0 to 1", lambda v: _number(v) and 0 <= v <= 1),
     "use_lora": ("auto, true or false", lambda v: isinstance(v, bool)),
+    "thinking": ("auto, on or off", lambda v: isinstance(v, bool) or v in _SWITCH),
 }
+_SWITCH = {"on": True, "off": False}
 _LORA_RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "r": (f"auto or a whole number from 1 to {MAX_RANK}", lambda v: _whole(v) and 1 <= v <= MAX_RANK),
     "lora_alpha": ("auto or a number above 0, up to 65536", lambda v: _number(v) and 0 < v <= 65536),
@@ -107,6 +111,8 @@ def parse(given: Any, *, path: str = "hyperparameters") -> HyperparametersReques
         given, {**_RANGES, "lora_config": ("an object", lambda v: v is None or isinstance(v, Mapping))}, path
     )
     lora = values.pop("lora_config", None)
+    if values.get("thinking") in _SWITCH:
+        values["thinking"] = _SWITCH[values["thinking"]]
     for key, reason in _UNSUPPORTED_LORA.items():
         if isinstance(lora, Mapping) and lora.get(key) not in (None, False, [], "none"):
             raise InvalidRequest(

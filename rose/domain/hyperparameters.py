@@ -58,6 +58,8 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
     validation_examples: int
     maximum_tokens: int
     """Longest example in tokens, the model's context; longer ones lose their oldest turns."""
+    thinking: bool = False
+    """The model thinks before it answers: it is trained so, and asked so."""
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
     reasons: dict[str, str] = {}
@@ -81,6 +83,8 @@ class DataFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Shape of the adapter that training goes on from."""
     label_tokens: int = 0
     """Tokens that are learned in the training file, before any split."""
+    thoughts: int = 0
+    """Examples of the training file in which a learned answer has a thought."""
     lora_numbers_per_rank: int = 0
     """Numbers that one rank adds to the targeted layers: outputs and inputs of all of them."""
 
@@ -160,6 +164,7 @@ def resolve(asked: HyperparametersRequest, facts: DataFacts, seed: int) -> Hyper
     lora = _lora(asked.lora_config, facts, reasons) if use_lora else None
     if lora is None:
         reasons["lora_config"] = "the whole model is trained"
+    thinking, reasons["thinking"] = resolve_thinking(asked.thinking, facts.thoughts)
     evaluate_every = max(1, round(steps / 20)) if validation else None
     reasons |= _derived_reasons(facts, validation)
     return Hyperparameters(
@@ -180,8 +185,18 @@ def resolve(asked: HyperparametersRequest, facts: DataFacts, seed: int) -> Hyper
         training_examples=n,
         validation_examples=validation,
         maximum_tokens=facts.context_tokens,
+        thinking=thinking,
         reasons=reasons,
     )
+
+
+def resolve_thinking(asked: bool | Auto, thoughts: int) -> tuple[bool, str]:
+    """Say whether the model thinks before it answers, and why, for a file with so many examples with thoughts."""
+    if asked != "auto":
+        return asked, "given by the request"
+    if thoughts:
+        return True, f"{thoughts} example(s) have an answer with a thought"
+    return False, "no answer has a thought"
 
 
 def _derived_reasons(facts: DataFacts, validation: int) -> dict[str, str]:

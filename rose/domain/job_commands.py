@@ -77,6 +77,8 @@ class NoteResume(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     from_step: int
     rejected: tuple[str, ...] = ()
+    anew: bool = False
+    """It begins again, because it would learn otherwise than before."""
 
 
 class ReportSteps(msgspec.Struct, frozen=True, kw_only=True):

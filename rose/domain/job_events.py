@@ -101,6 +101,8 @@ class RunResumed(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     from_step: int
     rejected: tuple[str, ...] = ()
+    anew: bool = False
+    """What is learned has changed since the job began, so what was reported before counts no longer."""
 
 
 class StepsReported(msgspec.Struct, frozen=True, kw_only=True):

@@ -201,7 +201,7 @@ def _decide_for_run(command: _RunCommand, state: JobState, run: Run) -> tuple[Ev
         case ChangePhase(phase=phase):
             return () if run.phase == phase else (PhaseEntered(epoch=epoch, phase=phase),)
         case NoteResume():
-            return (RunResumed(epoch=epoch, from_step=command.from_step, rejected=command.rejected),)
+            return (RunResumed(epoch=epoch, from_step=command.from_step, rejected=command.rejected, anew=command.anew),)
         case ReportSteps(steps=steps):
             fresh = tuple(step for step in steps if step.step > state.last_step)
             return (StepsReported(epoch=epoch, steps=fresh),) if fresh else ()
@@ -398,6 +398,15 @@ def evolve(state: JobState, event: Event) -> JobState:
             return change(state, run=None)
         case PhaseEntered():
             return change(state, run=change(state.run, phase=event.phase) if state.run else None)
+        case RunResumed(anew=True):
+            return change(
+                state,
+                last_step=0,
+                last_metrics=None,
+                recovery_points=(),
+                checkpoints=(),
+                run=_from_the_start(state.run),
+            )
         case RunResumed():
             return state
         case StepsReported():
@@ -461,6 +470,10 @@ def _created(event: JobCreated) -> JobState:
         integrations=event.integrations,
         code_version=event.code_version,
     )
+
+
+def _from_the_start(run: Run | None) -> Run | None:
+    return None if run is None else msgspec.structs.replace(run, first_step=None)
 
 
 def _stepped(state: JobState, event: StepsReported) -> JobState:

@@ -104,6 +104,9 @@ def _texts(event: events.Event) -> list[_Line]:
                 _warn(f"A recovery point could not be used: {text}", "recovery_point_rejected")
                 for text in event.rejected
             ]
+            if event.anew:
+                text = "What is learned from the file has changed since the job began, so training begins anew"
+                return [*rejected, _warn(text, "training_begins_anew")]
             return [*rejected, _info(f"Training resumed from step {event.from_step}", from_step=event.from_step)]
         case events.StepsReported():
             return [_metrics(step) for step in event.steps]

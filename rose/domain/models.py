@@ -23,6 +23,7 @@ class RegisterModel(msgspec.Struct, frozen=True, kw_only=True):
     base: BaseModel
     lora: LoraSettings | None
     step: int
+    thinking: bool = False
 
 
 class DeleteModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +47,8 @@ class ModelRegistered(msgspec.Struct, frozen=True, kw_only=True):
     base: BaseModel
     lora: LoraSettings | None
     step: int
+    thinking: bool = False
+    """Whether it was trained to think before it answers, and is asked so."""
 
 
 class ModelDeleted(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +71,7 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
     base: BaseModel | None = None
     lora: LoraSettings | None = None
     step: int = 0
+    thinking: bool = False
     deleted_at: int | None = None
 
 
@@ -90,6 +94,7 @@ def decide(command: Command, state: ModelState) -> tuple[Event, ...]:
                     base=command.base,
                     lora=command.lora,
                     step=command.step,
+                    thinking=command.thinking,
                 ),
             )
         case DeleteModel():
@@ -113,6 +118,7 @@ def evolve(state: ModelState, event: Event) -> ModelState:
                 base=event.base,
                 lora=event.lora,
                 step=event.step,
+                thinking=event.thinking,
             )
         case ModelDeleted():
             return msgspec.structs.replace(state, deleted_at=event.at)

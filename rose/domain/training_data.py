@@ -87,6 +87,24 @@ def read_examples(lines: Iterable[bytes]) -> Iterator[ChatExample | Problem]:
             yield Problem(line=line, example=number, text=bad.text, message=bad.message)
 
 
+def has_thought(example: ChatExample) -> bool:
+    """Whether an answer that is learned has a thought: in a field of its own, or at its beginning."""
+    return any(
+        message["role"] == "assistant" and message.get("weight") != 0 and _thinks(message)
+        for message in example.messages
+    )
+
+
+def _thinks(message: Mapping[str, Any]) -> bool:
+    if any(str(message.get(key) or "").strip() for key in ("reasoning_content", "reasoning")):
+        return True
+    content = str(message.get("content") or "").lstrip()
+    before, closing, _ = content.partition("</think>")
+    if content.startswith("<think>"):
+        return bool(closing and before.removeprefix("<think>").strip())
+    return bool(closing and before.strip() and "<think>" not in before)
+
+
 def _bounded(lines: Iterable[bytes]) -> Iterator[bytes]:
     """Yield lines, of an open file at most the first MAX_LINE_BYTES + 1 bytes of each."""
     read = getattr(lines, "readline", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import torch
 
 from rose.inference.generation import Finished, FinishReason, Piece, Text, TokenLogprob, ToolCall
@@ -9,13 +10,22 @@ from rose.inference.request import GenerationRequest
 from rose.inference.resident import Resident
 from rose.inference.sampling import Sampler, top_logprobs
 from rose.inference.text import Detokeniser, StopFilter
+from rose.inference.thoughts import Thought, ThoughtFilter
 from rose.inference.tool_calls import ToolCallFilter
 
 
 class Choice:
     """Choice `index` of a request. V is the vocabulary size."""
 
-    def __init__(self, request: GenerationRequest, index: int, resident: Resident, max_tokens: int) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        index: int,
+        resident: Resident,
+        max_tokens: int,
+        thoughts: ThoughtFilter | None = None,
+    ) -> None:
+        """`thoughts` takes the model's thoughts apart from its answer; without it everything is the answer."""
         self.index = index
         self.tokens = 0
         """Tokens made so far, the end-of-turn token included."""
@@ -26,6 +36,7 @@ class Choice:
         self._sampler = Sampler(request.sampling, seed=request.seed, index=index, vocabulary=resident.vocabulary)
         self._detokeniser = Detokeniser(resident.decode)
         self._stop = StopFilter(request.stop)
+        self._thoughts = thoughts
         self._tool_calls = ToolCallFilter() if request.tools else None
         self._made_characters = 0
         self._shown_characters = 0
@@ -58,7 +69,8 @@ class Choice:
 
     def _finish(self, reason: FinishReason) -> list[Piece]:
         self.finished = True
-        pieces: list[Piece] = []
+        held = self._thoughts.finish() if self._thoughts is not None else []
+        pieces: list[Piece] = [*self._parts(held)]
         if self._tool_calls is not None:
             pieces += [self._piece(part) for part in self._tool_calls.finish()]
             if reason == "stop" and self._tool_calls.calls:
@@ -70,16 +82,27 @@ class Choice:
         self._shown_characters += len(text)
         due = tuple(entry for start, entry in self._logprobs if final or start < self._shown_characters)
         self._logprobs = self._logprobs[len(due) :]
-        parts = [text] if self._tool_calls is None else self._tool_calls.push(text)
-        pieces = [self._piece(part) for part in parts if part]
+        pieces = self._parts([text] if self._thoughts is None else self._thoughts.push(text))
         if due:
             first = pieces[0] if pieces else Text(index=self.index, text="")
-            pieces[:1] = [Text(index=self.index, text=first.text, tool_call=first.tool_call, logprobs=due)]
+            pieces[:1] = [msgspec.structs.replace(first, logprobs=due)]
         return list(pieces)
 
-    def _piece(self, part: str | ToolCall) -> Text:
+    def _parts(self, parts: list[str | Thought]) -> list[Text]:
+        """Return thoughts as they are, and the answer's text with the tool calls taken out of it."""
+        found: list[str | Thought | ToolCall] = []
+        for part in parts:
+            if isinstance(part, Thought) or self._tool_calls is None:
+                found.append(part)
+            else:
+                found += self._tool_calls.push(part)
+        return [self._piece(part) for part in found if part]
+
+    def _piece(self, part: str | Thought | ToolCall) -> Text:
         if isinstance(part, ToolCall):
             return Text(index=self.index, text="", tool_call=part)
+        if isinstance(part, Thought):
+            return Text(index=self.index, text="", reasoning=part.text)
         return Text(index=self.index, text=part)
 
     def _logprob(self, logits: torch.Tensor, token_id: int) -> TokenLogprob:

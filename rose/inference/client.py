@@ -81,8 +81,15 @@ class EngineClient:
 
         Raises: what the engine refuses with, as its kind of RoseError; Unavailable when it does not answer.
         """
+        return await self._post(url, _address(url), request)
+
+    async def preview(self, url: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Return how the engine at `url` renders lines of data (preview.PreviewRequest). Raises: as `complete`."""
+        return await self._post(url, url.rstrip("/") + "/preview", request)
+
+    async def _post(self, url: str, address: str, request: dict[str, Any]) -> dict[str, Any]:
         with self._call(url):
-            response = await self._client.post(_address(url), content=msgspec.json.encode(request), headers=_JSON)
+            response = await self._client.post(address, content=msgspec.json.encode(request), headers=_JSON)
             if response.status_code != 200:
                 raise _refusal(response.status_code, response.headers, response.content)
             answer: dict[str, Any] = _decoded(response.content)

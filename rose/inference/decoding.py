@@ -17,7 +17,8 @@ from rose.inference.choice import Choice
 from rose.inference.generation import Accepted, Done, Failed, Finished, Piece
 from rose.inference.request import GenerationRequest
 from rose.inference.resident import Resident
-from rose.language_models.template import render_prompt
+from rose.inference.thoughts import ThoughtFilter
+from rose.language_models.template import Prompt
 
 PREFILL_TOKENS = 512
 """Prompt tokens read in one step, so that a long prompt does not hold up the other requests."""
@@ -43,14 +44,15 @@ class Decoding:
     def start(self, resident: Resident) -> None:
         """Render the prompt for `resident`, check that it fits, and say so. Raises: InvalidRequest."""
         request = self.request
-        if request.tools and "tools" not in str(resident.tokenizer.chat_template):
-            raise InvalidRequest(
-                f"The chat template of {resident.located.source!r} knows no tools.",
-                code="unsupported_parameter",
-                param="tools",
-                hint="Leave tools out, or take a base model whose template has them.",
-            )
-        prompt = render_prompt(resident.tokenizer, request.messages, request.tools)
+        asked = resident.template.ask(
+            request.messages,
+            request.tools,
+            thinking=request.thinking,
+            options=request.template_options,
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
+        )
+        prompt = asked.ids
         room = resident.context_tokens - len(prompt)
         if room < (0 if request.max_tokens == 0 else 1):
             raise InvalidRequest(
@@ -62,13 +64,25 @@ class Decoding:
             )
         max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
         self.resident, self._prompt = resident, prompt
-        self._choices = [Choice(request, index, resident, max_tokens) for index in range(request.choices)]
+        self._choices = [
+            Choice(request, index, resident, max_tokens, self._thoughts(resident, asked))
+            for index in range(request.choices)
+        ]
         self._active = list(self._choices) if max_tokens else []
         self._cache = new_cache(resident.config)
         self.sink(Accepted(prompt_tokens=len(prompt)))
         if not max_tokens:
             for choice in self._choices:
                 self.sink(Finished(index=choice.index, reason="length"))
+
+    def _thoughts(self, resident: Resident, asked: Prompt) -> ThoughtFilter | None:
+        """Return what tells the model's thoughts from its answer, where it can be expected to think."""
+        template = resident.template
+        if self.request.continue_final_message and not asked.opens_thought:
+            return None
+        if not (asked.opens_thought or self.request.thinking or template.reads_thoughts):
+            return None
+        return ThoughtFilter(template.frame, opened=asked.opens_thought)
 
     def step(self) -> bool:
         """Read a part of the prompt, or make one token of each choice; return whether the request is complete."""

@@ -58,6 +58,8 @@ class Text(msgspec.Struct, frozen=True, kw_only=True):
 
     index: int
     text: str
+    reasoning: str = ""
+    """More of what the model thinks before it answers."""
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_call: ToolCall | None = None
 

@@ -16,7 +16,7 @@ from rose.inference.resident import Resident
 from rose.language_models.adapters import read_adapter
 from rose.language_models.load import choose_device, choose_dtype, load_model
 from rose.language_models.locate import LocatedBase, ModelNotAvailable, describe, locate
-from rose.language_models.template import load_tokenizer
+from rose.language_models.template import load_template
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +55,20 @@ class Loader:
         BlobMismatch; NotEnoughMemory.
         """
         if resident is None:
-            resident = self._load_full(target) if target.kind == "full" else self._load_base(target)
+            located = self.locate(target)
+            whole = target.adapter if target.kind == "full" else None
+            resident = self._load(full_key(whole) if whole else located.fingerprint, located, target)
         adapter = target.adapter
         if target.kind == "adapter" and adapter is not None and adapter.sha256 not in resident.slots:
             self._load_adapter(resident, target, adapter)
         return resident
 
-    def _load_base(self, target: Target) -> Resident:
+    def locate(self, target: Target) -> LocatedBase:
+        """Find the base, or the whole model, that `target` needs. Raises: as `load`."""
+        if target.kind == "full":
+            assert target.adapter is not None
+            self._blobs.verify(target.adapter)
+            return describe(self._blobs.path(target.adapter.path), source=target.model, revision=None)
         base = target.base
         try:
             located = locate(base.source, revision=base.revision, models_dir=self._models_dir, offline=self._offline)
@@ -75,14 +82,7 @@ class Loader:
                 param="model",
                 hint="Put the original files of the base back.",
             )
-        return self._load(located.fingerprint, located, target)
-
-    def _load_full(self, target: Target) -> Resident:
-        assert target.adapter is not None
-        self._blobs.verify(target.adapter)
-        folder = self._blobs.path(target.adapter.path)
-        located = describe(folder, source=target.model, revision=None)
-        return self._load(full_key(target.adapter), located, target)
+        return located
 
     def _load(self, key: str, located: LocatedBase, target: Target) -> Resident:
         dtype = choose_dtype(self.device, located.parameters)
@@ -94,7 +94,7 @@ class Loader:
         except InvalidRequest as error:
             raise _not_available(target, error) from error
         log.info("loaded %s (%s, %s) from %s", located.source, self.device, dtype, located.path)
-        return Resident(key, located, model, load_tokenizer(located.path))
+        return Resident(key, located, model, load_template(located.path, rows=located.embedding_rows))
 
     def _check_memory(self, located: LocatedBase, dtype: torch.dtype) -> None:
         needed = int(located.parameters * dtype.itemsize * LOADING_SHARE)

@@ -18,6 +18,15 @@ MAX_CHOICES = 8
 """Most answers to one request; each keeps a cache of its own in memory."""
 MAX_STOPS = 4
 MAX_TOP_LOGPROBS = 20
+RESERVED_OPTIONS = (
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template",
+)
+"""Variables of chat templates that are no options: the request says them otherwise."""
 ROLES = ("developer", "system", "user", "assistant", "tool", "function")
 
 
@@ -31,6 +40,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     adapter: Artifact | None = None
     """The published folder: the adapter's, or with `full` the whole model's; None asks the base itself."""
     kind: Literal["adapter", "full"] = "adapter"
+    thinking: bool = False
+    """Whether the model was trained to think before it answers."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +75,12 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """None: no log-probabilities at all."""
     stream: bool = False
     include_usage: bool = False
+    thinking: bool = False
+    """Whether the model is asked to think before it answers."""
+    template_options: dict[str, Any] = {}
+    """Further variables of the chat template; they win over `thinking`."""
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
 
 
 class _StreamOptions(msgspec.Struct, frozen=True):
@@ -98,6 +115,10 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True):
     functions: list[dict[str, Any]] | None = None
     function_call: str | dict[str, Any] | None = None
     response_format: _ResponseFormat | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    reasoning_effort: str | None = None
 
 
 def parse_request(data: bytes) -> GenerationRequest:
@@ -125,6 +146,10 @@ def parse_request(data: bytes) -> GenerationRequest:
         top_logprobs=_top_logprobs(body),
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        thinking=_thinking(body),
+        template_options=_template_options(body.chat_template_kwargs or {}),
+        add_generation_prompt=_asks(body),
+        continue_final_message=bool(body.continue_final_message),
     )
 
 
@@ -230,6 +255,38 @@ def _refuse_unsupported(body: _Body) -> None:
             code="unsupported_parameter",
             param="tool_choice",
         )
+
+
+def _thinking(body: _Body) -> bool:
+    """Say whether the model is asked to think: as it was trained, unless the request says otherwise."""
+    options = body.chat_template_kwargs or {}
+    given = options.get("enable_thinking", options.get("thinking"))
+    if isinstance(given, bool):
+        return given
+    return body.rose.thinking and body.reasoning_effort != "none"
+
+
+def _template_options(given: dict[str, Any]) -> dict[str, Any]:
+    for name in given:
+        if name in RESERVED_OPTIONS or name.endswith("_token"):
+            raise InvalidRequest(
+                f"chat_template_kwargs.{name} cannot be set; it is decided by the request and the model.",
+                code="invalid_value",
+                param=f"chat_template_kwargs.{name}",
+            )
+    return given
+
+
+def _asks(body: _Body) -> bool:
+    """Say whether the template adds what comes before an answer."""
+    if body.continue_final_message and body.add_generation_prompt:
+        raise InvalidRequest(
+            "continue_final_message and add_generation_prompt exclude each other: a model begins an answer or goes on "
+            "with one. Leave one out.",
+            code="invalid_combination",
+            param="continue_final_message",
+        )
+    return not body.continue_final_message and body.add_generation_prompt is not False
 
 
 def _tools(body: _Body) -> list[dict[str, Any]] | None:

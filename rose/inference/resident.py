@@ -13,27 +13,28 @@ import torch
 from rose.inference.text import REPLACEMENT
 from rose.language_models.locate import LocatedBase
 from rose.language_models.slots import AdapterSlots
-from rose.language_models.template import end_of_turn_ids
+from rose.language_models.template import ChatTemplate
 
 
 class Resident:
     """A loaded base, or a full model under the hash of its folder. B rows, T tokens, V vocabulary."""
 
-    def __init__(self, key: str, located: LocatedBase, model: Any, tokenizer: Any) -> None:
+    def __init__(self, key: str, located: LocatedBase, model: Any, template: ChatTemplate) -> None:
         self.key = key
         self.located = located
         self.model = model
-        self.tokenizer = tokenizer
+        self.template = template
+        self.tokenizer = template.tokenizer
         self.slots = AdapterSlots(model)
         self.config = model.config
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.context_tokens = located.context_tokens
-        self.stop_ids = _stop_ids(model, tokenizer)
+        self.stop_ids = template.stop_ids
         self.last_used = time.monotonic()
         """Monotonic seconds."""
         self.adapter_used: dict[str, float] = {}
         """Adapter hash -> monotonic seconds of its last use."""
-        self._byte_level = "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder)
+        self._byte_level = "ByteLevel" in repr(self.tokenizer.backend_tokenizer.decoder)
         self._tokens: dict[int, tuple[str, list[int] | None]] = {}
 
     def forward(self, ids: list[list[int]], past: Any, adapter: str | None) -> torch.Tensor:
@@ -55,8 +56,9 @@ class Resident:
         self.adapter_used.pop(adapter, None)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids` without special tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """Return the text of `ids` without special tokens, but for those that a thought is written with."""
+        shown = [token_id for token_id in ids if token_id not in self.template.silent_ids]
+        return self.tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def token(self, token_id: int) -> tuple[str, list[int] | None]:
         """Return a token's text and, where they can be known, its bytes."""
@@ -75,16 +77,6 @@ class Resident:
         if self._byte_level and all(character in alphabet for character in piece):
             return text, [alphabet[character] for character in piece]
         return text, None if REPLACEMENT in text else list(text.encode())
-
-
-def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return every token that ends a turn, by the model's generation settings, its configuration or its template."""
-    found = set(end_of_turn_ids(tokenizer))
-    for settings in (model.generation_config, model.config.get_text_config()):
-        value = getattr(settings, "eos_token_id", None)
-        if value is not None:
-            found.update(value if isinstance(value, (list, tuple)) else [value])
-    return frozenset(found)
 
 
 @cache

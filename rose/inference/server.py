@@ -32,6 +32,7 @@ from rose.ids import new_id
 from rose.inference.engine import TorchEngine
 from rose.inference.generation import Done, Engine, EngineBusy, Failed, Finished, Piece, Text
 from rose.inference.loading import Loader
+from rose.inference.preview import Previews
 from rose.inference.request import GenerationRequest, parse_request
 from rose.inference.wire import Answer, Chunks, Header, error_body
 from rose.log.pool import Pool, open_pool
@@ -81,7 +82,8 @@ async def _run(settings: Settings, loader: Loader, listener: socket.socket, pool
     try:
         url = _public_url(settings.inference_host, listener.getsockname()[1])
         logger.info("the inference engine answers at %s on %s", url, loader.device)
-        async with _announced(pool, engine, url), http_server(EngineApp(engine, settings.inference_token), listener):
+        app = EngineApp(engine, settings.inference_token, Previews(loader))
+        async with _announced(pool, engine, url), http_server(app, listener):
             while not stop.is_set() and not engine.join(0):
                 with anyio.move_on_after(THREAD_CHECK_SECONDS):
                     await stop.wait()
@@ -166,11 +168,12 @@ async def http_server(
 
 
 class EngineApp:
-    """The ASGI application: POST /v1/chat/completions and GET /health."""
+    """The ASGI application: POST /v1/chat/completions, POST /preview and GET /health."""
 
-    def __init__(self, engine: Engine, token: str | None = None) -> None:
+    def __init__(self, engine: Engine, token: str | None = None, previews: Previews | None = None) -> None:
         self._engine = engine
         self._token = token
+        self._previews = previews
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
@@ -181,7 +184,7 @@ class EngineApp:
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._check_token(scope)
-        allowed = {"/v1/chat/completions": "POST", "/health": "GET"}.get(scope["path"])
+        allowed = {"/v1/chat/completions": "POST", "/preview": "POST", "/health": "GET"}.get(scope["path"])
         if allowed is None:
             raise NotFound(f"The inference engine has no address {scope['path']}.", code="unknown_url")
         if scope["method"] != allowed:
@@ -190,8 +193,12 @@ class EngineApp:
             await _send_json(send, 200, {"status": "ok", **msgspec.to_builtins(self._engine.status())})
             return
         body = await _read_body(receive)
-        if body is not None:
-            await self._answer(parse_request(body), receive, send)
+        if body is None:
+            return
+        if scope["path"] == "/preview" and self._previews is not None:
+            await _send_json(send, 200, await anyio.to_thread.run_sync(self._previews.preview, body))
+            return
+        await self._answer(parse_request(body), receive, send)
 
     def _check_token(self, scope: Scope) -> None:
         if self._token is None:

@@ -82,7 +82,7 @@ class StopFilter:
             self.stopped = True
             shown, self.held = self.held[: min(found)[1]], ""
             return shown
-        keep = max(_overlap(self.held, stop) for stop in self._stops)
+        keep = max(overlap(self.held, stop) for stop in self._stops)
         shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return shown
 
@@ -92,7 +92,7 @@ class StopFilter:
         return shown
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Return the length of the longest end of `text` that is a beginning of `stop`, shorter than it."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if stop.startswith(text[-size:]):

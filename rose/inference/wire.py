@@ -60,7 +60,10 @@ class Chunks:
                 role = {"role": "assistant", "content": "", "refusal": None}
                 return b"".join(self._choice(index, role) for index in range(self._choices))
             case Text():
-                delta: dict[str, Any] = {"content": piece.text} if piece.text or not piece.tool_call else {}
+                silent = bool(piece.tool_call or piece.reasoning)
+                delta: dict[str, Any] = {"content": piece.text} if piece.text or not silent else {}
+                if piece.reasoning:
+                    delta["reasoning_content"] = piece.reasoning
                 if piece.tool_call is not None:
                     number = self._tool_calls.get(piece.index, 0)
                     self._tool_calls[piece.index] = number + 1
@@ -136,6 +139,8 @@ class Answer:
         content = "".join(piece.text for piece in texts)
         calls = [tool_call(piece.tool_call) for piece in texts if piece.tool_call is not None]
         message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
+        if reasoning := "".join(piece.reasoning for piece in texts):
+            message["reasoning_content"] = reasoning
         if calls:
             message["tool_calls"] = calls
         entries = tuple(entry for piece in texts for entry in piece.logprobs)

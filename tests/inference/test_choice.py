@@ -13,7 +13,7 @@ from rose.inference.generation import Finished, Text, ToolCall
 from rose.inference.resident import Resident
 from rose.language_models.load import load_model
 from rose.language_models.locate import locate
-from rose.language_models.template import load_tokenizer
+from rose.language_models.template import load_template
 from tests.inference.asking import World, ask
 
 TEXT = "Die Rose 🌹 blüht schön — 日本の薔薇 e\u0301."
@@ -23,7 +23,7 @@ TOOLS = [{"type": "function", "function": {"name": "water"}}]
 @pytest.fixture(scope="module")
 def resident(world: World) -> Resident:
     located = locate(str(world.folder), models_dir=world.folder)
-    return Resident(located.fingerprint, located, load_model(world.folder), load_tokenizer(world.folder))
+    return Resident(located.fingerprint, located, load_model(world.folder), load_template(world.folder))
 
 
 def write(

@@ -13,12 +13,11 @@ import pytest
 from rose.domain.training_data import ChatExample
 from rose.errors import InvalidDataset, InvalidRequest
 from rose.language_models.template import (
+    ChatTemplate,
     Rendering,
     Tokenized,
-    end_of_turn_ids,
+    load_template,
     load_tokenizer,
-    render_prompt,
-    render_training,
 )
 
 # Traits of real templates, in few lines. ChatML is that of the fixture itself.
@@ -72,6 +71,18 @@ DATED = """
 @pytest.fixture
 def tokenizer(fixture_base: Path) -> Any:
     return load_tokenizer(fixture_base)
+
+
+def render_training(tokenizer: Any, example: ChatExample, maximum_tokens: int, **options: Any) -> Rendering:
+    return ChatTemplate(tokenizer).render(example, maximum_tokens, **options)
+
+
+def render_prompt(tokenizer: Any, messages: Any, tools: Any = None, **options: Any) -> list[int]:
+    return ChatTemplate(tokenizer).prompt(messages, tools, **options)
+
+
+def end_of_turn_ids(tokenizer: Any) -> frozenset[int]:
+    return ChatTemplate(tokenizer).stop_ids
 
 
 def chat(*turns: str, weights: dict[int, int] | None = None, tools: Any = None) -> ChatExample:
@@ -130,7 +141,10 @@ def test_the_learned_part_follows_exactly_what_is_asked(tokenizer: Any, template
                 assert not document.weights[len(prompt) - 1]
                 end = next((i for i in range(len(prompt), len(document.ids)) if not document.weights[i]), None)
                 found.append(tokenizer.decode(document.ids[len(prompt) : end]))
-    assert [answer.removesuffix("<|im_end|>").strip() for answer in found] == ["First answer", "Second answer"]
+    closed = "\n</think>\n\n" if template == OPENED_THOUGHT else ""
+    said = [answer.removesuffix("<|im_end|>").removeprefix(closed).strip() for answer in found]
+    assert said == ["First answer", "Second answer"]
+    assert all(answer.startswith(closed) for answer in found), "a thought that the prompt opened is closed"
     assert found[-1].endswith("<|im_end|>")
 
 
@@ -156,7 +170,14 @@ def test_a_date_is_the_same_on_every_day(tokenizer: Any) -> None:
     assert "Today is 26 Jul 2024, 00:00." in text(tokenizer, rendering.examples[0])
 
 
-@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ messages[0].content.encode('x') }}", "{% if x %}"])
+def test_a_template_that_is_none_is_no_model_that_can_be_asked(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{% if x %}"
+    with pytest.raises(InvalidRequest, match="chat template cannot be read: Unexpected end of template") as caught:
+        ChatTemplate(tokenizer)
+    assert caught.value.code == "model_not_available"
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ messages[0].content.encode('x') }}"])
 def test_an_error_of_the_template_is_no_error_of_ours(tokenizer: Any, template: str) -> None:
     tokenizer.chat_template = template
     with pytest.raises(InvalidRequest, match="chat template refuses these messages"):
@@ -180,11 +201,20 @@ def test_no_answer_to_learn_is_refused_with_its_line(tokenizer: Any) -> None:
 
 def test_a_refusing_template_is_named_with_the_line(tokenizer: Any) -> None:
     tokenizer.chat_template = STRICT
-    with pytest.raises(InvalidDataset, match=r"line 7\): The model's chat template refuses .* System role"):
-        render_training(tokenizer, chat("system: s", "user: 1", "assistant: a"), 500)
+    with pytest.raises(InvalidDataset, match=r"line 7\): The model's chat template refuses .* Roles must alternate"):
+        render_training(tokenizer, chat("user: 1", "user: 2", "assistant: a"), 500)
     with pytest.raises(InvalidRequest, match="Roles must alternate") as caught:
         render_prompt(tokenizer, [{"role": "user", "content": "1"}, {"role": "user", "content": "2"}])
     assert caught.value.param == "messages"
+
+
+def test_a_system_message_stands_before_the_question_where_the_template_has_no_such_role(tokenizer: Any) -> None:
+    tokenizer.chat_template = STRICT
+    rendering = render_training(tokenizer, chat("system: Be brief.", "user: 1", "assistant: a"), 500)
+    assert text(tokenizer, rendering.examples[0]) == (
+        "<|im_start|>user\nBe brief.\n\n1<|im_end|>\n<|im_start|>model\na<|im_end|>\n"
+    )
+    assert [caveat.code for caveat in rendering.caveats] == ["system_in_front"]
 
 
 def test_a_template_that_drops_the_answer_is_refused(tokenizer: Any) -> None:
@@ -258,7 +288,7 @@ def test_every_limit_either_keeps_the_whole_answer_or_is_refused(tokenizer: Any)
     example = chat(*TURNS)
     refused = [limit for limit in range(1, fits(tokenizer, *TURNS) + 2) if not _keeps(tokenizer, example, limit)]
     assert refused == list(range(1, refused[-1] + 1))
-    assert refused[-1] < 10
+    assert refused[-1] < 20, "the marks around question and answer stay, and the answer"
 
 
 def _keeps(tokenizer: Any, example: ChatExample, limit: int) -> bool:
@@ -360,10 +390,10 @@ import sys
 sys.modules["torch"] = None  # as where it is not installed
 from pathlib import Path
 from rose.domain.training_data import ChatExample
-from rose.language_models.template import load_tokenizer, render_training
+from rose.language_models.template import load_template
 messages = ({{"role": "user", "content": "1"}}, {{"role": "assistant", "content": "a"}})
 example = ChatExample(line=1, number=1, messages=messages)
-print(render_training(load_tokenizer(Path({str(fixture_base)!r})), example, 99).tokens)
+print(load_template(Path({str(fixture_base)!r})).render(example, 99).tokens)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
     assert int(done.stdout) > 5

@@ -22,7 +22,7 @@ from rose.language_models.lessons import lessons
 from rose.language_models.load import load_model
 from rose.language_models.locate import FACTS_FILE, RoseFacts, locate, outdated_folder, tiny_folder
 from rose.language_models.lora import attach
-from rose.language_models.template import Tokenized, load_tokenizer, render_prompt, render_training
+from rose.language_models.template import ChatTemplate, Tokenized, load_tokenizer
 from rose.language_models.tiny import VOCABULARY, Architecture, build_fixture, build_tiny, main, shipped_texts
 from tests.trainer.runs import SEED_EXAMPLES
 
@@ -41,7 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def greedy(model: Any, tokenizer: Any, question: str) -> str:
     """Answer with the likeliest token each time, as temperature 0 does."""
-    ids = torch.tensor([render_prompt(tokenizer, [{"role": "user", "content": question}])])
+    ids = torch.tensor([ChatTemplate(tokenizer).prompt([{"role": "user", "content": question}])])
     with torch.no_grad():
         made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=120, do_sample=False)
     return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
@@ -152,7 +152,7 @@ def test_a_builder_leaves_with_its_parent_and_leaves_no_model(tmp_path: Path) ->
 
 def rendered(tokenizer: Any, question: str, answer: str) -> Tokenized:
     messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
-    (only,) = render_training(tokenizer, ChatExample(line=1, number=1, messages=messages), 2048).examples
+    (only,) = ChatTemplate(tokenizer).render(ChatExample(line=1, number=1, messages=messages), 2048).examples
     return only
 
 

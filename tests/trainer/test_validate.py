@@ -21,7 +21,7 @@ from rose.domain.hyperparameters import LoraSettings
 from rose.domain.job_values import BaseModel, BaseRequest, ParentModel
 from rose.errors import InvalidRequest
 from rose.language_models.locate import ModelNotAvailable, tiny_folder
-from rose.language_models.template import load_tokenizer, render_prompt
+from rose.language_models.template import load_template
 from tests.eventually import eventually
 from tests.trainer.runs import SEED_EXAMPLES, pairs, rows
 from trainer import fetching
@@ -101,10 +101,10 @@ def test_seeds_two_examples_give_fifty_steps(make: Make, fixture_base: Path) -> 
     assert (numbers.n_epochs, numbers.batch_size, numbers.total_steps) == (25, 1, 50)
     assert numbers.learning_rate == numbers.base_learning_rate == 3e-3
     assert (numbers.seed, numbers.training_examples, numbers.maximum_tokens) == (7, 2, 2048)
-    tokenizer = load_tokenizer(fixture_base)
+    template = load_template(fixture_base)
     counted = sum(
-        len(render_prompt(tokenizer, [{"role": "user", "content": question}]))
-        + len(tokenizer(said + "<|im_end|>\n", add_special_tokens=False)["input_ids"])
+        len(template.prompt([{"role": "user", "content": question}]))
+        + len(template.tokenizer(said + "<|im_end|>\n", add_special_tokens=False)["input_ids"])
         for question, said in SEED_EXAMPLES
     )
     assert answer.tokens == counted

@@ -12,6 +12,8 @@ from rose.domain import catalogue, files, job_events, models
 from tests.unit.samples import SAMPLES
 
 GOLDEN = Path(__file__).parent / "golden_events.json"
+FIRST = Path(__file__).parent / "golden_events_of_0_1.json"
+"""What the first version wrote, before fields with defaults were added."""
 
 
 def test_every_event_type_is_in_the_catalogue() -> None:
@@ -30,8 +32,9 @@ def test_the_wire_form_of_every_event_is_as_it_was() -> None:
     assert written == msgspec.json.decode(GOLDEN.read_bytes())
 
 
-def test_what_was_written_then_is_read_now() -> None:
-    golden = msgspec.json.decode(GOLDEN.read_bytes())
+@pytest.mark.parametrize("file", [GOLDEN, FIRST])
+def test_what_was_written_then_is_read_now(file: Path) -> None:
+    golden = msgspec.json.decode(file.read_bytes())
     for sample in SAMPLES:
         stored = golden[catalogue.name_of(sample)]
         assert catalogue.decode(catalogue.name_of(sample), stored["schema"], stored["data"]) == sample

@@ -44,7 +44,7 @@ DRAIN_SECONDS = 10.0
 STOP_SECONDS = 3.0
 """The same while the trainer itself is about to end."""
 MAX_STARTS = 3
-"""The first as the environment says, the others offline: they write what the first did not."""
+"""Each begins behind what the former ones wrote. Once the service has refused they write to disk only."""
 RESTART_SECONDS = 1.0
 
 Report = Callable[[Warned], Awaitable[None]]
@@ -116,6 +116,9 @@ class Mirror:
         self._wake = Wake()
         self._ended = False
         self._lost = False
+        """The job is another trainer's, or cannot be followed."""
+        self._refused = False
+        """The service cannot be used from here."""
         self._said = {warning.code for warning in owned.state.warnings}
 
     def end(self) -> None:
@@ -124,17 +127,17 @@ class Mirror:
         self._wake.set()
 
     async def run(self) -> None:
-        """Log until the attempt is over and everything is written; a process that fails is started again, offline."""
+        """Log until the attempt is over and everything is written; a process that fails is started again."""
         spec = self._spec
-        if spec.offline:
-            await self._warn(OFFLINE_WARNING, f"Weights & Biases is offline. {spec.where}")
         for _ in range(MAX_STARTS):
+            if spec.offline:
+                await self._warn(OFFLINE_WARNING, f"Weights & Biases is offline. {spec.where}")
             problem = await self._log(spec)
             if problem is None or self._lost:
                 return
             log.warning("%s: Weights & Biases: %s", self._owned.name, problem)
-            await self._warn(WARNING, f"Weights & Biases: {problem}. The run goes on offline. {spec.where}")
-            spec = msgspec.structs.replace(spec, offline=True)
+            await self._warn(WARNING, f"Weights & Biases could not be used: {problem}")
+            spec = msgspec.structs.replace(spec, offline=spec.offline or self._refused)
             await anyio.sleep(RESTART_SECONDS)
 
     async def _log(self, spec: WandbSpec) -> str | None:
@@ -148,7 +151,7 @@ class Mirror:
             return str(error)
         if ending.status == 0:
             return None
-        return problem or f"its process ended ({ending}; last log line: {child.log.last_line or 'none'})"
+        return problem or f"its process ended ({ending}; last log line: {child.log.last_line or 'none'})."
 
     def _prepare(self, spec: WandbSpec) -> tuple[str, ...]:
         path = self._log_path.with_suffix(".json")
@@ -165,7 +168,7 @@ class Mirror:
             try:
                 async for report in child.reports():
                     if isinstance(report, Warned) and report.code == WARNING:
-                        problem = report.message
+                        problem, self._refused = report.message, True
                     elif isinstance(report, Warned):
                         await self._warn(report.code, report.message)
             except BrokenReport as error:

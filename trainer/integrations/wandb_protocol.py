@@ -14,7 +14,7 @@ import msgspec
 from rose.domain.job_values import StepMetrics
 
 WARNING = "wandb"
-"""Code of the job's warning that Weights & Biases could not be used as asked."""
+"""Code of the job's warning that Weights & Biases could not be used as asked; as a report, that it cannot be."""
 OFFLINE_WARNING = "wandb_offline"
 """Code of the job's notice that its run is only written to disk, and where."""
 DISABLED_WARNING = "wandb_disabled"

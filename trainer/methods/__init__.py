@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from rose.language_models.template import ChatTemplate
 from trainer.batches import Document, Example
 from trainer.methods import sft
 
@@ -16,7 +17,7 @@ class Method(Protocol):
     """What a method's module provides; see trainer/methods/sft.py."""
 
     def read_examples(
-        self, path: Path, tokenizer: Any, maximum_tokens: int, alive: Callable[[], None]
+        self, path: Path, *, template: ChatTemplate, maximum_tokens: int, thinking: bool, alive: Callable[[], None]
     ) -> list[Example]:
         """Read a data file, calling `alive` after each example."""
         ...

@@ -16,7 +16,7 @@ import torch
 
 from rose.domain import training_data
 from rose.errors import InvalidDataset
-from rose.language_models.template import render_training
+from rose.language_models.template import ChatTemplate
 from trainer.attention import use_attention, use_packed_attention
 from trainer.batches import Document, Example
 from trainer.losses import label_cross_entropy, logits_cross_entropy
@@ -57,7 +57,9 @@ class Forward(NamedTuple):
     """Label rows go through the output layer in chunks; else the model makes their logits itself."""
 
 
-def read_examples(path: Path, tokenizer: Any, maximum_tokens: int, alive: Callable[[], None]) -> list[Example]:
+def read_examples(
+    path: Path, *, template: ChatTemplate, maximum_tokens: int, thinking: bool, alive: Callable[[], None]
+) -> list[Example]:
     """Read and render a data file; what is too long is cut, as it was when validation counted.
 
     `alive` is called after each example.
@@ -71,7 +73,7 @@ def read_examples(path: Path, tokenizer: Any, maximum_tokens: int, alive: Callab
                 raise InvalidDataset(item.sentence, code="invalid_training_file", param="training_file")
             documents = tuple(
                 Document(ids=array("q", rendered.ids), weights=array("f", rendered.weights))
-                for rendered in render_training(tokenizer, item, maximum_tokens).examples
+                for rendered in template.render(item, maximum_tokens, thinking=thinking).examples
             )
             examples.append(Example(documents=documents, prompt=prompt_of(item)))
             alive()

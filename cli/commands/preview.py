@@ -1,0 +1,85 @@
+"""`rose files preview`: a line of training data as a model sees it, with what is learned marked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from cli.commands.files import require_file
+from cli.options import COMMON, Common
+from cli.output import Output
+from rose.errors import InvalidRequest
+
+
+def preview(
+    file: str,
+    /,
+    *,
+    model: Annotated[str, Parameter(name=["--model", "-m"], env_var="ROSE_MODEL")],
+    line: Annotated[int, Parameter(name=["--line", "-l"], env_var="ROSE_LINE")] = 1,
+    count: Annotated[int, Parameter(name=["--count", "-n"], env_var="ROSE_COUNT")] = 1,
+    thinking: Annotated[Literal["auto", "on", "off"], Parameter(env_var="ROSE_THINKING")] = "auto",
+    common: Common = COMMON,
+) -> None:
+    """Show lines of training data as a model sees them; what is learned is coloured, or in ⟦brackets⟧ in a pipe.
+
+    Parameters
+    ----------
+    file
+        A JSONL file on this machine, or the id of an uploaded one, a unique beginning of it, or `last`.
+    model
+        The base or fine-tuned model whose template and tokenizer count.
+    line
+        The first line to show.
+    count
+        How many lines.
+    thinking
+        Whether the model is asked to think first; auto: as a job on this file would train.
+    """
+    path = Path(file)
+    asked: dict[str, Any] = {"model": model, "line": line, "count": count, "thinking": thinking}
+    with common.client() as client:
+        if path.exists():
+            require_file(path)
+            found = client.preview(None, {**asked, **_content(path, line, count, thinking)})
+            for shown in found["data"]:
+                shown["line"] += line - 1
+        else:
+            found = client.preview(client.resolve(file, "file_"), asked)
+    common.output.show(found, lines=_lines(found, common.output))
+
+
+def _content(path: Path, line: int, count: int, thinking: str) -> dict[str, Any]:
+    """Return the wanted lines alone, and what the whole file says of thoughts."""
+    from rose.domain.training_data import ChatExample, has_thought, read_examples
+
+    with path.open("rb") as file:
+        wanted = list(islice(file, line - 1, line - 1 + count))
+    if not wanted:
+        raise InvalidRequest(f"{path} has no line {line}.", code="invalid_value", param="line")
+    if thinking == "auto":
+        with path.open("rb") as file:
+            thinks = any(isinstance(item, ChatExample) and has_thought(item) for item in read_examples(file))
+        thinking = "on" if thinks else "off"
+    return {"content": b"".join(wanted).decode("utf-8", "replace"), "line": 1, "thinking": thinking}
+
+
+def _lines(found: dict[str, Any], output: Output) -> Iterator[str]:
+    for shown in found["data"]:
+        if shown["problem"]:
+            yield f"line {shown['line']}: cannot be learned from: {shown['problem']}"
+            continue
+        sequences = len(shown["sequences"])
+        cut = ", cut to the model's context" if shown["cut"] else ""
+        yield (
+            f"line {shown['line']}: {sequences} sequence{'s' if sequences != 1 else ''}, {shown['tokens']} tokens, "
+            f"{shown['learned_tokens']} learned, thinking {'on' if found['thinking'] else 'off'}{cut}"
+        )
+        for pieces in shown["sequences"]:
+            yield ""
+            yield "".join(output.marked(piece["text"]) if piece["learned"] else piece["text"] for piece in pieces)
+        yield ""
