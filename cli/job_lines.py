@@ -99,7 +99,9 @@ def _base(base: dict[str, Any] | None) -> str:
     if not base:
         return ""
     revision = f" at {base['revision'][:12]}" if base.get("revision") else ""
-    return f"{base['source']}{revision} ({base['fingerprint'][:12]})"
+    origin = f", from {base['origin']}" if base.get("origin") else ""
+    numbers = f", {base['quantisation']}" if base.get("quantisation") else ""
+    return f"{base['source']}{revision} ({base['fingerprint'][:12]}){origin}{numbers}"
 
 
 def _reserved(job: dict[str, Any]) -> str:

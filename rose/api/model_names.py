@@ -16,6 +16,7 @@ from rose.domain.hyperparameters import LoraSettings
 from rose.domain.job_values import BaseModel, BaseRequest, ParentModel
 from rose.domain.jobs import JobState
 from rose.errors import NotFound
+from rose.language_models.locate import RoseFacts, imported_facts
 
 MAX_NAMES_SHOWN = 8
 
@@ -35,7 +36,7 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
-    """A base model, by alias, hub id, folder or built-in name."""
+    """A base model, by alias, hub id, folder, built-in or imported name."""
 
     name: str
     source: str
@@ -50,7 +51,7 @@ async def find_model(services: Services, name: str) -> Named:
     if tuned is not None:
         return tuned
     source = bases.resolve_alias(name, services.settings.model_aliases)
-    if not _is_source(source, through_alias=source != name):
+    if not _is_source(services, source, through_alias=source != name):
         raise await _unknown(services, name)
     return Base(name=name, source=source)
 
@@ -92,10 +93,15 @@ def base_request(named: Named) -> BaseRequest:
 
 def known_bases(services: Services) -> dict[str, str]:
     """Return the base models that have a name here: name -> source."""
-    names = {name: name for name in bases.BUILT_IN}
+    names = {name: name for name in (*bases.BUILT_IN, *bases.FETCHED, *imported_bases(services))}
     for alias in services.settings.model_aliases:
         names[alias] = bases.resolve_alias(alias, services.settings.model_aliases)
     return names
+
+
+def imported_bases(services: Services) -> dict[str, RoseFacts]:
+    """Return what is known of each base that was imported on this machine, by name."""
+    return {facts.name: facts for facts in imported_facts(services.settings.models)}
 
 
 def _checkpoint(job: JobState, name: str, step: int) -> Tuned:
@@ -124,9 +130,9 @@ def _json(lora: LoraSettings | None) -> dict[str, Any] | None:
     return None if lora is None else msgspec.json.decode(msgspec.json.encode(lora))
 
 
-def _is_source(source: str, *, through_alias: bool) -> bool:
+def _is_source(services: Services, source: str, *, through_alias: bool) -> bool:
     """Say whether a base can be looked for there. A request may name a folder only by its full, plain path."""
-    kind = bases.source_kind(source)
+    kind = bases.source_kind(source, imported_bases(services))
     if kind == "folder" and not through_alias:
         return source.startswith("/") and str(PurePosixPath(source)) == source and ".." not in source.split("/")
     return kind is not None

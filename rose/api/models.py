@@ -21,7 +21,7 @@ from rose.api.asking import asked, stored_answer
 from rose.api.body import check_values
 from rose.api.errors import AnyRequest
 from rose.api.files import attachment, read_blob
-from rose.api.model_names import Tuned, find_tuned, known_bases
+from rose.api.model_names import Tuned, find_tuned, imported_bases, known_bases
 from rose.api.routes import delete, get
 from rose.api.services import Services, TheServices
 from rose.errors import InvalidRequest, NotFound
@@ -44,7 +44,8 @@ async def list_models(services: TheServices) -> ModelListing:
         wire.fine_tuned_model(state, _folder(services, state.artifact.path if state.artifact else ""))
         for state in await models_view.newest_first(services.pool)
     ]
-    bases = [wire.base_model(name, source) for name, source in known_bases(services).items()]
+    imported = imported_bases(services)
+    bases = [wire.base_model(name, source, imported.get(source)) for name, source in known_bases(services).items()]
     return ModelListing(data=[*tuned, *bases])
 
 
@@ -57,7 +58,8 @@ async def get_model(services: TheServices, model: FromPath[str]) -> wire.Model:
         return _tuned(services, tuned)
     known = known_bases(services)
     if name in known or name in known.values():
-        return wire.base_model(name, known.get(name, name))
+        source = known.get(name, name)
+        return wire.base_model(name, source, imported_bases(services).get(source))
     raise _missing(name)
 
 

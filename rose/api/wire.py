@@ -17,6 +17,7 @@ from rose.domain.job_values import BaseModel, JobError, Warning
 from rose.domain.jobs import JobState
 from rose.domain.messages import JobMessage
 from rose.domain.models import ModelState
+from rose.language_models.locate import Origin, RoseFacts
 
 ORGANIZATION = "org-rose"
 ECHOED = (
@@ -174,7 +175,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: str
     """ROSE: base, adapter or full."""
     source: str
-    """ROSE: hub id, folder or built-in name of the base."""
+    """ROSE: hub id, folder, built-in or imported name of the base."""
     job_id: str | msgspec.UnsetType = msgspec.UNSET
     """ROSE: the job that made it."""
     base_model: BaseModel | msgspec.UnsetType = msgspec.UNSET
@@ -185,6 +186,10 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """ROSE: path in the blob folder, size and hash."""
     folder: str | msgspec.UnsetType = msgspec.UNSET
     """ROSE: absolute folder of the adapter (PEFT) or model, on the server's host."""
+    origin: Origin | msgspec.UnsetType = msgspec.UNSET
+    """ROSE: the file that an imported base was made of."""
+    quantisation: str | msgspec.UnsetType = msgspec.UNSET
+    """ROSE: how an imported base's numbers were rounded before, for example `Q4_1, dequantised to float16`."""
 
 
 def file(state: FileState) -> File:
@@ -283,9 +288,19 @@ def fine_tuned_model(state: ModelState, folder: str) -> Model:
     )
 
 
-def base_model(name: str, source: str) -> Model:
-    """Return a base model under the name by which it is known here."""
-    return Model(id=name, object="model", created=0, owned_by="system", kind="base", source=source)
+def base_model(name: str, source: str, facts: RoseFacts | None = None) -> Model:
+    """Return a base model under the name by which it is known here; `facts` if it was imported on this machine."""
+    origin = facts.origin if facts else None
+    return Model(
+        id=name,
+        object="model",
+        created=0,
+        owned_by="system",
+        kind="base",
+        source=source,
+        origin=origin or msgspec.UNSET,
+        quantisation=(facts.quantisation if facts else None) or msgspec.UNSET,
+    )
 
 
 def _echoed(state: JobState) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -11,20 +11,27 @@ from rose.errors import InvalidRequest
 
 BUILT_IN = ("tiny",)
 """Models that ROSE builds itself, without a hub."""
+FETCHED = ("smollm2",)
+"""Models that ROSE fetches from elsewhere than the hub, and imports."""
 
 CHECKPOINT_MARK = ":ckpt-step-"
 SUFFIX = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
 _EARLIER_TUNING = re.compile(r"-ft-\d{8}_\d{6}(-.*)?\Z")
+IMPORTED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_RESERVED = ("last",)
+"""Words that stand for a model on the command line."""
 _MAX_HOPS = 10
 
-SourceKind = Literal["built_in", "folder", "hub"]
+SourceKind = Literal["built_in", "imported", "folder", "hub"]
 
 
-def source_kind(source: str) -> SourceKind | None:
-    """Say what a source is by its form alone; None when it is no possible source."""
+def source_kind(source: str, imported: Collection[str] = ()) -> SourceKind | None:
+    """Say what a source is by its form, and by the names that were imported; None when it is no possible source."""
     if source in BUILT_IN:
         return "built_in"
+    if source in FETCHED or source in imported:
+        return "imported"
     if source.startswith(("/", "./", "../", "~")):
         return "folder"
     if _HUB_ID.match(source) and ".." not in source:
@@ -47,6 +54,36 @@ def resolve_alias(name: str, aliases: Mapping[str, str]) -> str:
             )
         seen.append(target)
     return seen[-1]
+
+
+def name_of_file(file: str) -> str:
+    """Return a name for a base from that of its file or folder: `SmolLM2 135M.Q4_1.gguf` -> `smollm2-135m.q4_1`."""
+    stem = re.sub(r"\.gguf\Z", "", file, flags=re.IGNORECASE)
+    return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._")[:64] or "model"
+
+
+def check_import_name(name: str, aliases: Collection[str]) -> str:
+    """Return `name`. Raises: InvalidRequest when an imported base cannot be called so, or the name stands for another.
+
+    A hub id has a slash, a checkpoint's name a colon; a fine-tuned model's is known by its time.
+    """
+    why = None
+    if not IMPORTED_NAME.match(name):
+        why = "it must be 1 to 64 of the characters A-Z a-z 0-9 . _ - and begin with a letter or digit"
+    elif name.casefold() in (*BUILT_IN, *FETCHED, *_RESERVED):
+        why = "ROSE uses that name itself"
+    elif name.casefold() in (alias.casefold() for alias in aliases):
+        why = "it is an alias"
+    elif _EARLIER_TUNING.search(name):
+        why = "it has the form of a fine-tuned model's name"
+    if why is not None:
+        raise InvalidRequest(
+            f"A base cannot be called {name[:80]!r}: {why}.",
+            code="invalid_value",
+            param="name",
+            hint="Give it a name: --name my-model",
+        )
+    return name
 
 
 def check_suffix(suffix: str) -> str:

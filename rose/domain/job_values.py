@@ -36,7 +36,7 @@ class BaseRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What the requested model name stands for, before any file was looked at."""
 
     source: str
-    """Hub id, absolute local folder, or the name of a model that ROSE builds itself (`tiny`)."""
+    """Hub id, absolute local folder, or the name of a model that ROSE builds itself (`tiny`) or imported."""
     parent: ParentModel | None = None
     pinned: BaseModel | None = None
     """The exact base that the parent was trained on; no other will do."""
@@ -52,6 +52,11 @@ class BaseModel(msgspec.Struct, frozen=True, kw_only=True):
     """SHA-256 over configuration, tokenizer and weights' headers; the engine refuses an adapter on another base."""
     hidden_size: int = 0
     model_type: str = ""
+    origin: str | None = None
+    """Name of the file that an imported base was made of."""
+    origin_sha256: str | None = None
+    quantisation: str | None = None
+    """How the numbers of an imported base were rounded before, for example `Q4_1, dequantised to float16`."""
 
 
 class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):

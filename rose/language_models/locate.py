@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from rose.domain.bases import IMPORTED_NAME
 from rose.domain.job_values import BaseModel
 from rose.errors import InvalidRequest, NoSpace
 
@@ -24,10 +25,13 @@ TINY = "tiny"
 TINY_VERSION = "2"
 """Its content's version; an older one is kept in a folder of its own, so that its adapters keep their base."""
 
-FACTS_FILE = "rose_model.json"
-"""What ROSE knows of a model that it built itself; see `RoseFacts`."""
+SMOLLM2 = "smollm2"
+"""Name of the small pretrained model that `rose models pull smollm2` brings."""
 
-_HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
+FACTS_FILE = "rose_model.json"
+"""What ROSE knows of a model that it built or imported; see `RoseFacts`."""
+
+MODEL_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
 _HUB_IGNORED = ("original/*", "onnx/*", "consolidated*.safetensors", "*/*.safetensors", "*.gguf")
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -50,14 +54,27 @@ _UNKNOWN_CONTEXT = 4096
 _LARGEST_HEADER = 100 * _MEBIBYTE
 
 
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """The file or folder that a base was imported from."""
+
+    file: str
+    """Its name, without the path."""
+    sha256: str
+    """Of the file's content; of a folder, over the names and contents of its files."""
+
+
 class RoseFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Content of `rose_model.json`, in the folder of a model that ROSE built."""
+    """Content of `rose_model.json`, in the folder of a model that ROSE built or imported."""
 
     name: str
     version: str
     about: str
-    rose_base_learning_rate: float
+    rose_base_learning_rate: float | None = None
     """Learning rate that suits adapters on this model; the formula for real models does not fit toys."""
+    origin: Origin | None = None
+    """Set for an imported model."""
+    quantisation: str | None = None
+    """How its numbers were rounded before they came here, for example `Q4_1, dequantised to float16`."""
 
 
 class LocatedBase(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +83,7 @@ class LocatedBase(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     source: str
     revision: str | None
-    """Commit at the hub, version of a model that ROSE built, None for a local folder."""
+    """Commit at the hub, version of a model that ROSE built or imported, None for a local folder."""
     fingerprint: str
     hidden_size: int
     model_type: str
@@ -80,6 +97,10 @@ class LocatedBase(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that the model has numbers for, the fewer of input and output; None where the weights have other names."""
     base_learning_rate: float | None = None
     """Set for models that ROSE built; None: the formula of rose.domain.hyperparameters."""
+    origin: Origin | None = None
+    """Set for an imported model."""
+    quantisation: str | None = None
+    """As in `RoseFacts`."""
 
     def base_model(self) -> BaseModel:
         """Return what events and adapters name."""
@@ -89,6 +110,9 @@ class LocatedBase(msgspec.Struct, frozen=True, kw_only=True):
             fingerprint=self.fingerprint,
             hidden_size=self.hidden_size,
             model_type=self.model_type,
+            origin=self.origin.file if self.origin else None,
+            origin_sha256=self.origin.sha256 if self.origin else None,
+            quantisation=self.quantisation,
         )
 
 
@@ -115,12 +139,32 @@ def is_built(folder: Path, version: str = TINY_VERSION) -> bool:
 
 def built_version(folder: Path) -> str | None:
     """Return the version of the complete model that ROSE built in `folder`; None when there is none."""
-    facts = _facts(folder)
+    facts = read_facts(folder)
     return facts.version if facts else None
 
 
+def imported_facts(models_dir: Path) -> list[RoseFacts]:
+    """Return the facts of every base that was imported into `models_dir`, by name."""
+    folders = sorted(models_dir.glob("[!.]*")) if models_dir.is_dir() else []
+    found = (read_facts(folder) for folder in folders)
+    return [facts for facts in found if facts is not None and facts.origin is not None]
+
+
+def imported_names(models_dir: Path) -> list[str]:
+    """Return the names of the bases that were imported into `models_dir`."""
+    return [facts.name for facts in imported_facts(models_dir)]
+
+
+def imported(models_dir: Path, name: str) -> RoseFacts | None:
+    """Return the facts of the imported base `name`; None when there is none."""
+    if "/" in name or name.startswith("."):
+        return None
+    facts = read_facts(models_dir / name)
+    return facts if facts is not None and facts.origin is not None else None
+
+
 def locate(source: str, *, revision: str | None = None, models_dir: Path, offline: bool = False) -> LocatedBase:
-    """Return the base model that `source` names: `tiny`, a local folder or a hub id.
+    """Return the base model that `source` names: `tiny`, an imported base, a local folder or a hub id.
 
     A hub id is downloaded into the hub's own cache when it is not there (`HF_TOKEN`, `HF_HOME` and
     `HF_HUB_OFFLINE` count, as does `offline`); `revision` is a commit, branch or, for `tiny`, its version.
@@ -129,6 +173,12 @@ def locate(source: str, *, revision: str | None = None, models_dir: Path, offlin
     """
     if source == TINY:
         return _locate_tiny(models_dir, revision or TINY_VERSION)
+    if (facts := imported(models_dir, source)) is not None:
+        return describe(models_dir / source, source=source, revision=facts.version)
+    if source == SMOLLM2:
+        raise ModelNotAvailable(
+            f"The model {SMOLLM2!r} is not on this machine.", hint=f"Fetch it, 93 MB: rose models pull {SMOLLM2}"
+        )
     folder = Path(source).expanduser()
     if folder.is_dir() or source[:1] in "/~." or (os.sep != "/" and os.sep in source):
         if not folder.is_dir():
@@ -137,6 +187,11 @@ def locate(source: str, *, revision: str | None = None, models_dir: Path, offlin
                 hint="Give the folder that holds config.json, the tokenizer and *.safetensors.",
             )
         return describe(folder.resolve(), source=source, revision=None)
+    if IMPORTED_NAME.match(source):
+        raise ModelNotAvailable(
+            f"No base model {source!r} was imported on this machine.",
+            hint=f"Import it here, too: rose models import FILE --name {source}",
+        )
     snapshot = _fetch(source, revision, offline)
     return describe(snapshot, source=source, revision=snapshot.name)
 
@@ -186,7 +241,7 @@ def describe(folder: Path, *, source: str, revision: str | None) -> LocatedBase:
     if not hidden:
         raise _incomplete(source, folder, "its config.json names no hidden_size")
     headers = [_safetensors_header(path, source) for path in weights]
-    facts = _facts(folder)
+    facts = read_facts(folder)
     return LocatedBase(
         path=folder,
         source=source,
@@ -200,6 +255,8 @@ def describe(folder: Path, *, source: str, revision: str | None) -> LocatedBase:
         linear_layers={name: shape for header in headers for name, shape in _linear_layers(header)},
         embedding_rows=min((rows for header in headers for rows in _embedding_rows(header)), default=None),
         base_learning_rate=facts.rose_base_learning_rate if facts else None,
+        origin=facts.origin if facts else None,
+        quantisation=facts.quantisation if facts else None,
     )
 
 
@@ -219,7 +276,7 @@ def _fetch(source: str, revision: str | None, offline: bool) -> Path:
             snapshot_download(
                 source,
                 revision=revision,
-                allow_patterns=list(_HUB_PATTERNS),
+                allow_patterns=list(MODEL_PATTERNS),
                 ignore_patterns=list(_HUB_IGNORED),
                 local_files_only=offline,
             )
@@ -274,7 +331,8 @@ def _read_json(folder: Path, name: str, source: str) -> dict[str, Any]:
     return content
 
 
-def _facts(folder: Path) -> RoseFacts | None:
+def read_facts(folder: Path) -> RoseFacts | None:
+    """Return what ROSE wrote down of the model in `folder`; None when it neither built nor imported one there."""
     try:
         return msgspec.json.decode((folder / FACTS_FILE).read_bytes(), type=RoseFacts)
     except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):

@@ -26,7 +26,7 @@ async def tuned(api: Running, path: Path) -> str:
 
 async def test_bases_with_a_name_are_listed(api: Running) -> None:
     models = {model.id: model async for model in api.openai.models.list()}
-    assert set(models) == {"tiny", "qwen-coder", "qwen2.5-0.5b", "tinyllama"}
+    assert set(models) == {"tiny", "smollm2", "qwen-coder", "qwen2.5-0.5b", "tinyllama"}
     assert models["qwen-coder"].model_extra == {"kind": "base", "source": "Qwen/Qwen2.5-Coder-1.5B-Instruct"}
     assert (await api.openai.models.retrieve("tiny")).owned_by == "system"
     assert (await api.openai.models.retrieve("Qwen/Qwen2.5-0.5B-Instruct")).id == "Qwen/Qwen2.5-0.5B-Instruct"
