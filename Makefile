@@ -7,7 +7,7 @@ EXTRAS ?= trainer,local
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev quickstart up test test-fast lint types layers format check bench clean
+.PHONY: help setup setup-dev quickstart up test-models test test-fast lint types layers format check bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,7 +34,10 @@ quickstart: setup ## Fine-tune a small model from upload to chat, and compare
 up: setup ## Start ROSE on this machine
 	$(BIN)/rose up
 
-test: setup-dev ## Run all tests: real Postgres, NATS and torch, started by the tests
+test-models: setup-dev ## Fetch the tokenizers and templates of real models that the tests read (once, 330 MB)
+	$(BIN)/python -m tests.real_templates.fetch
+
+test: test-models ## Run all tests: real Postgres, NATS and torch, started by the tests
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: setup-dev ## Run the tests that need no service
