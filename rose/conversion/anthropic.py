@@ -22,7 +22,7 @@ def from_anthropic(row: Mapping[str, Any], context: Context) -> list[dict[str, A
         messages += _messages(one, f"messages[{index}]", calls, context)
     for name in set(row) - {"messages", "system", "tools"}:
         if row[name] is not None:
-            context.notes[f"column {name!r} left out"] += 1
+            context.note_left_out("column", name)
     return [chat(messages, tools_of(row.get("tools")))]
 
 
@@ -68,7 +68,7 @@ def _assistant(blocks: list[Mapping[str, Any]], where: str, calls: Calls, contex
             case "thinking":
                 thoughts.append(text_of(block.get("thinking"), where))
             case "redacted_thinking":
-                context.notes["encrypted thought (redacted_thinking) left out"] += 1
+                context.note("encrypted thought (redacted_thinking) left out")
             case _:
                 raise _no_text(block, where)
     made = message("assistant", "".join(texts))

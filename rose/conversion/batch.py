@@ -17,10 +17,8 @@ import msgspec
 from rose.conversion.building import Message, chat, encoded, message, tools_of
 from rose.conversion.chat import messages_of
 from rose.conversion.responses import answer_of_response, question_of_response
-from rose.conversion.rows import Context, Drop, Row, kind
-from rose.errors import InvalidDataset
-
-_MOST_SHOWN = 200
+from rose.conversion.rows import Context, Drop, Row, kind, shortened
+from rose.errors import InvalidDataset, NoSpace
 
 
 def joined(rows: Iterable[Row], context: Context) -> Iterator[tuple[Row, list[dict[str, Any]] | Drop]]:
@@ -55,6 +53,10 @@ def _kept() -> Generator[sqlite3.Connection]:
             for table in ("requests", "answers"):
                 store.execute(f"CREATE TABLE {table} (at INTEGER PRIMARY KEY, id TEXT UNIQUE, place TEXT, body BLOB)")
             yield store
+        except sqlite3.OperationalError as problem:
+            raise NoSpace(
+                f"The answers cannot be kept in {folder}: {problem}.", hint="Free space, or set TMPDIR."
+            ) from None
         finally:
             store.close()
 
@@ -147,5 +149,4 @@ def _choice(choice: Any, context: Context) -> Message:
 
 
 def _shown(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 1] + "…"
+    return repr(shortened(str(value)))

@@ -66,8 +66,9 @@ class Calls:
         choice = by_id or ([] if isinstance(call_id, str) and call_id else by_name or self._open)
         if not choice:
             raise Drop("has a tool's result without the call that it answers")
-        self._open.remove(choice[0])
-        return choice[0][0]
+        found = choice[0]
+        self._open.remove(found)
+        return found[0]
 
 
 def tools_of(value: Any) -> list[Message] | None:

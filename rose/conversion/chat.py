@@ -74,7 +74,7 @@ def _message(value: Any, where: str, calls: Calls, context: Context) -> Message:
     if message.get("tool_calls") == []:
         message.pop("tool_calls")
     if isinstance(message.get("tool_calls"), list):
-        message["tool_calls"] = [_call(one, calls, where) for one in message["tool_calls"]]
+        message["tool_calls"] = [_call(one, calls, where, context) for one in message["tool_calls"]]
     if message.get("role") == "tool" and "tool_call_id" not in message:
         return {**message, **calls.result(message.get("content", ""), name=message.get("name"))}
     return message
@@ -88,16 +88,19 @@ def _part(part: Any, where: str) -> Any:
     return {key: inner for key, inner in part.items() if inner is not None}
 
 
-def _call(value: Any, calls: Calls, where: str) -> Message:
+def _call(value: Any, calls: Calls, where: str, context: Context) -> Message:
     if not isinstance(value, dict):
         raise Drop(f"{where}.tool_calls holds {kind(value)}; expected objects")
     function = value["function"] if isinstance(value.get("function"), dict) else value
-    return calls.call(function.get("name"), function.get("arguments"), value.get("id"))
+    arguments = function.get("arguments")
+    if isinstance(arguments, dict) and None in arguments.values():
+        context.note("null kept in arguments (an absent key of a Parquet struct looks the same)")
+    return calls.call(function.get("name"), arguments, value.get("id"))
 
 
 def _noted(value: Mapping[str, Any], known: frozenset[str], what: str, context: Context) -> dict[str, Any]:
     """Return the known keys that are not null; note the others that hold something."""
     for name in set(value) - known:
         if value[name] not in (None, [], {}, "", False):
-            context.notes[f"{what} {name!r} left out"] += 1
+            context.note_left_out(what, name)
     return {key: inner for key, inner in value.items() if key in known and inner is not None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,8 +49,15 @@ def _rows(schema: Any, batches: Iterator[Any], name: str) -> Iterator[Row]:
         for start in range(0, batch.num_rows, _BATCH_ROWS):
             for value in batch.slice(start, _BATCH_ROWS).to_pylist():
                 number += 1
-                row = {key: without_fillers(_decoded(inner, plans.get(key))) for key, inner in value.items()}
-                yield Row(place=f"{name} row {number}", value=row)
+                yield _row(value, plans, f"{name} row {number}")
+
+
+def _row(value: Mapping[str, Any], plans: Mapping[str, Any], place: str) -> Row:
+    try:
+        found = {key: without_fillers(_decoded(inner, plans[key])) for key, inner in value.items()}
+    except RecursionError:
+        return Row(place=place, problem="is nested too deeply")
+    return Row(place=place, value=found)
 
 
 def _json_inside(kind: Any) -> Any:

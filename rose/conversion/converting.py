@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO
@@ -20,7 +19,7 @@ import rose
 from rose.conversion import folders, mapping, sources
 from rose.conversion.llama_factory import Layout
 from rose.conversion.recognising import Survey
-from rose.conversion.rows import Context, Drop, Row
+from rose.conversion.rows import Context, Drop, Row, shortened
 from rose.errors import InvalidDataset, InvalidRequest, NotFound
 
 SHOWN_DROPS = 1000
@@ -30,6 +29,7 @@ MOST_DROPPED = 0.01
 """Part of the rows that may be left out without being allowed to."""
 
 _CHUNK_BYTES = 1 << 20
+_MOST_REASON = 300
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +107,7 @@ def convert(request: Request) -> Report:
     Raises: InvalidDataset when the rows have no known format or too many are left out; InvalidRequest when the
     person has to choose; NotFound when a file is missing.
     """
+    _check_target(request.target)
     files = _files(request)
     survey = Survey()
     for file in files:
@@ -148,7 +149,6 @@ class _Tally:
         self._target = target
         self.rows = self.written = self.dropped = self.bytes = 0
         self.drops: list[Left] = []
-        self.reasons: Counter[str] = Counter()
         self.digest = hashlib.sha256()
 
     def take(self, rows: Iterator[tuple[Row, list[bytes] | Drop]]) -> None:
@@ -158,7 +158,7 @@ class _Tally:
             if isinstance(lines, Drop):
                 self.dropped += 1
                 if len(self.drops) < SHOWN_DROPS:
-                    self.drops.append(Left(place=row.place, reason=lines.reason))
+                    self.drops.append(Left(place=row.place, reason=shortened(lines.reason, _MOST_REASON)))
                 continue
             for line in lines:
                 self._target.write(line)
@@ -189,7 +189,7 @@ def _files(request: Request) -> list[_File]:
     names = [path.name for path, _ in found]
     for path, _ in found:
         if path.resolve() in (request.target.resolve(), sidecar_of(request.target).resolve()):
-            raise InvalidRequest(f"{path} would be written over.", param="o", hint="Name another file with -o.")
+            raise InvalidRequest(f"{path} would be written over.", param="output", hint="Name another file with -o.")
     return [
         _File(path, str(path) if names.count(path.name) > 1 else path.name, layout, _version(path))
         for path, layout in found
@@ -269,16 +269,19 @@ def _write_sidecar(target: Path, report: Report) -> None:
         partial.unlink(missing_ok=True)
 
 
+def _check_target(target: Path) -> None:
+    if target.is_dir():
+        raise InvalidRequest(f"{target} is a folder.", param="output", hint="Name a file in it with -o.")
+    if not target.parent.is_dir():
+        raise NotFound(f"There is no folder {target.parent}.", code="no_such_folder", hint=f"mkdir -p {target.parent}")
+
+
 @contextlib.contextmanager
 def _new_file(target: Path) -> Generator[IO[bytes]]:
     """Open a file under a temporary name; rename it at the end, or leave nothing."""
-    if target.is_dir():
-        raise InvalidRequest(f"{target} is a folder.", param="o", hint="Name a file in it with -o.")
-    if not target.parent.is_dir():
-        raise NotFound(f"There is no folder {target.parent}.", code="no_such_folder", hint=f"mkdir -p {target.parent}")
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with partial.open("xb") as file:
+        with partial.open("wb") as file:
             yield file
         partial.replace(target)
     finally:

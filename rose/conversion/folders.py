@@ -57,7 +57,7 @@ def _saved_files(folder: Path) -> tuple[Path, ...]:
 
 def _llama_factory(folder: Path, dataset: str | None) -> Found:
     entries = {name: one for name, one in _read(folder / "dataset_info.json").items() if isinstance(one, dict)}
-    local = sorted(name for name, one in entries.items() if isinstance(one.get("file_name"), str))
+    local = sorted(name for name, one in entries.items() if isinstance(one.get("file_name"), str) and not _afar(one))
     chosen = dataset or (local[0] if len(local) == 1 else None)
     if chosen is None and local:
         raise InvalidRequest(
@@ -73,6 +73,10 @@ def _llama_factory(folder: Path, dataset: str | None) -> Found:
     if not paths or not all(one.is_file() for one in paths):
         raise NotFound(f"There is no file {target}, which dataset_info.json names.", code="no_such_file")
     return Found(paths, f"the data set {chosen} of LLaMA-Factory", layout_of(entries[chosen], chosen))
+
+
+def _afar(entry: Mapping[str, Any]) -> bool:
+    return any(entry.get(name) for name in ("script_url", "hf_hub_url", "ms_hub_url", "om_hub_url", "cloud_file_name"))
 
 
 def _read(path: Path) -> Mapping[str, Any]:

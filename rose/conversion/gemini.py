@@ -24,7 +24,7 @@ def from_gemini(row: Mapping[str, Any], context: Context) -> list[dict[str, Any]
         messages += _messages(content, f"contents[{index}]", calls)
     for name in set(row) - {"contents", "tools", *_SYSTEM}:
         if row[name] is not None:
-            context.notes[f"column {name!r} left out"] += 1
+            context.note_left_out("column", name)
     return [chat(messages, _tools(row.get("tools")))]
 
 

@@ -38,8 +38,8 @@ CONVERSIONS: dict[str, Convert] = {
 PREFERENCES = ("dpo", "preference")
 _REFUSED = {
     "rft": "There are questions and what a grader needs, but no answers, so there is nothing to learn from.",
-    "text": "The marks of the turns are part of the text. As content they would never become the control tokens that "
-    "they stand for, and another model has other marks.",
+    "text": "Marks of turns in it (such as <|im_start|>, [INST] or ### Response) belong to one model; inside a message "
+    "they would be read as text. Without marks nobody can tell what is asked from what is answered.",
 }
 
 
@@ -97,10 +97,12 @@ def _checked(lines: list[dict[str, Any]], context: Context) -> list[bytes] | Dro
                 if isinstance(found, Problem):
                     return Drop(found.text)
             if _has_null(line.get("tools")):
-                context.notes["null kept in tools (an absent key of a Parquet struct looks the same)"] += 1
+                context.note("null kept in tools (an absent key of a Parquet struct looks the same)")
             written.append(raw + b"\n")
     except Drop as drop:
         return drop
+    except RecursionError:
+        return Drop("is nested too deeply")
     return written
 
 

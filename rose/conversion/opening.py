@@ -20,7 +20,7 @@ from typing import IO, Any, Literal, cast
 
 import msgspec
 
-from rose.errors import InvalidDataset, InvalidRequest
+from rose.errors import InvalidDataset, RoseError
 
 Inside = Literal["parquet", "arrow file", "arrow stream", "text"]
 
@@ -52,8 +52,8 @@ class Opened(msgspec.Struct, frozen=True):
 def opened(path: Path, label: str) -> Generator[Opened]:
     """Open a file and what is packed in it.
 
-    Raises: InvalidDataset when it is of a kind that holds no rows or is packed too often; InvalidRequest when a
-    package for it is missing.
+    Raises: InvalidDataset when it is of a kind that holds no rows or is packed too often; RoseError when a package
+    for it is missing.
     """
     with contextlib.ExitStack() as stack:
         content: IO[bytes] = stack.enter_context(path.open("rb"))
@@ -84,12 +84,12 @@ def _unpacked(head: bytes, content: IO[bytes], label: str) -> tuple[str, IO[byte
     if head.startswith(b"\x1f\x8b"):
         return "gzip", cast(IO[bytes], gzip.GzipFile(fileobj=content))
     if head.startswith(b"\x28\xb5\x2f\xfd"):
-        return "zstd", _zstd(content)
+        return "zstd", _zstd(content, label)
     if head.startswith(b"PK\x03\x04"):
         return "zip", _zip(content, label)
     if head.startswith(codecs.BOM_UTF8):
         content.read(len(codecs.BOM_UTF8))
-        return "UTF-8 mark", io.BufferedReader(_Joined(b"", content))
+        return "UTF-8 with a mark", io.BufferedReader(_Joined(b"", content))
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "UTF-16", io.BufferedReader(_Recoded(content, "utf-16"), _PIECE_BYTES)
     return None
@@ -123,11 +123,11 @@ def _refuse_no_data(head: bytes, label: str) -> None:
         raise InvalidDataset(f"{label} {what}.", hint="Save it as UTF-8." if utf16 else None)
 
 
-def _zstd(content: IO[bytes]) -> IO[bytes]:
+def _zstd(content: IO[bytes], label: str) -> IO[bytes]:
     if sys.version_info >= (3, 14):
-        from compression import zstd  # pyright: ignore[reportMissingImports]
+        from compression import zstd
 
-        return zstd.ZstdFile(content)  # pyright: ignore
+        return io.BufferedReader(_Unpacked(zstd.ZstdFile(content), label, (zstd.ZstdError,)), _PIECE_BYTES)
     try:
         import zstandard
     except ImportError:
@@ -158,9 +158,9 @@ def _zip(content: IO[bytes], label: str) -> IO[bytes]:
         raise damaged(label, problem) from None
 
 
-def missing_package(package: str, what: str) -> InvalidRequest:
+def missing_package(package: str, what: str) -> RoseError:
     """Return the error that names the extra."""
-    return InvalidRequest(
+    return RoseError(
         f"To {what}, {package} is needed, and it is not installed.",
         code="missing_package",
         hint="pip install 'rose[convert]'",
@@ -192,9 +192,10 @@ class _Joined(io.RawIOBase):
 class _Unpacked(io.RawIOBase):
     """What an unpacker gives, with its errors as ROSE's."""
 
-    def __init__(self, content: IO[bytes], name: str) -> None:
+    def __init__(self, content: Any, name: str, errors: tuple[type[Exception], ...] = UNPACKING_ERRORS) -> None:
         self._content = content
         self._name = name
+        self._errors = (*errors, EOFError)
 
     def readable(self) -> bool:
         return True
@@ -202,7 +203,7 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             piece = self._content.read(len(buffer))
-        except UNPACKING_ERRORS as problem:
+        except self._errors as problem:
             raise damaged(self._name, problem) from None
         buffer[: len(piece)] = piece
         return len(piece)

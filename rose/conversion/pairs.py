@@ -13,7 +13,7 @@ from rose.domain.formats import HARMLESS, pair_of
 
 _ALPACA = ("instruction", "input", "context", "output", "response", "system", "history", "tools", "text")
 _PROMPT_ENDS = ("\n\n###\n\n", "\n\n###", "\n###\n", "###", "\n\n->\n\n", " ->", "->", "\n\n===\n\n", " =>", "\n\n")
-_COMPLETION_ENDS = ("\n\n###", " ###", "###", " END", "\nEND", "END", " STOP", "\nSTOP", "<|endoftext|>", "\n")
+_COMPLETION_ENDS = ("\n\n###", " ###", "###", " END", "<|endoftext|>", "\n")
 
 
 def from_alpaca(row: Mapping[str, Any], context: Context) -> list[dict[str, Any]]:
@@ -21,12 +21,12 @@ def from_alpaca(row: Mapping[str, Any], context: Context) -> list[dict[str, Any]
     refuse_media(row)
     note_others(row, _ALPACA, context)
     asked = text_of(row.get("instruction"), "instruction")
-    more = row.get("input", row.get("context"))
+    more = _first(row, "input", "context")
     if more is not None and not isinstance(more, str):
         raise Drop(f"input is {kind(more)}; expected a text")
     if more:
         asked = f"{asked}\n{more}" if asked else more
-    answer = text_of(row.get("output", row.get("response")), "output")
+    answer = text_of(_first(row, "output", "response"), "output")
     if not asked or not answer:
         raise Drop("the question is empty" if not asked else "the answer is empty")
     return [
@@ -37,12 +37,16 @@ def from_alpaca(row: Mapping[str, Any], context: Context) -> list[dict[str, Any]
     ]
 
 
+def _first(row: Mapping[str, Any], *names: str) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
 def _history(row: Mapping[str, Any], context: Context) -> list[Message]:
     rounds = row.get("history") or []
     if not isinstance(rounds, list):
         raise Drop(f"history is {kind(rounds)}; expected a list of questions and answers")
     if rounds:
-        context.notes["conversation with a history, whose answers are learned, too"] += 1
+        context.note("conversation with a history, whose answers are learned, too")
     messages: list[Message] = []
     for one in rounds:
         if not isinstance(one, list) or len(one) != 2:
@@ -79,7 +83,7 @@ def sides(
     if not asked or not answer:
         raise Drop(f"{names[0] if not asked else names[1]} is empty")
     if is_dialogue(asked):
-        context.notes["prompt with Human: and Assistant: turns, taken as messages"] += 1
+        context.note("prompt with Human: and Assistant: turns, taken as messages")
         return messages_of_dialogue(asked, ends_with_answer=False), [message("assistant", answer.strip())]
     return [message("user", asked)], [message("assistant", answer)]
 
@@ -135,4 +139,4 @@ def note_others(row: Mapping[str, Any], used: tuple[str, ...], context: Context)
     """Note the columns that are left out."""
     for name in set(row) - set(used):
         if row[name] not in (None, "", [], {}) and name not in HARMLESS:
-            context.notes[f"column {name!r} left out"] += 1
+            context.note_left_out("column", name)

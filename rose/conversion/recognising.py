@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rose.conversion.pairs import MarkerSurvey
-from rose.conversion.rows import Markers, Row
+from rose.conversion.rows import Markers, Row, shortened
 from rose.domain.formats import FORMATS, Fit, recognise
 from rose.errors import InvalidDataset, InvalidRequest
 
@@ -20,11 +20,14 @@ class Survey:
         self._fits = dict.fromkeys(FORMATS, Fit.COULD)
         self._broken: tuple[Row, list[str]] | None = None
         self._first: Row | None = None
+        self._problem: Row | None = None
 
     def see(self, rows: Iterable[Row]) -> None:
         """Take rows into account; those that could not be read say nothing."""
         for row in rows:
-            if row.value is not None:
+            if row.value is None:
+                self._problem = self._problem or row
+            else:
                 self.rows += 1
                 self._first = self._first or row
                 self._see(row, recognise(row.value))
@@ -68,7 +71,8 @@ class Survey:
                 hint=f"Mend that row, or leave such rows out with --from {before[0]} --allow-drops.",
             )
         if self._first is None:
-            return InvalidDataset("There are no rows that can be read.", code="unknown_format")
+            why = f" {self._problem.place}: {self._problem.problem}." if self._problem else ""
+            return InvalidDataset(f"There are no rows that can be read.{why}", code="unknown_format")
         return InvalidDataset(
             f"No format that is known has rows like {self._first.place}: it has {_keys(self._first)}.",
             code="unknown_format",
@@ -77,5 +81,5 @@ class Survey:
 
 
 def _keys(row: Row) -> str:
-    names = [repr(name if len(name) <= 40 else name[:39] + "…") for name in row.value or {}]
+    names = [repr(shortened(name)) for name in row.value or {}]
     return "no columns" if not names else ", ".join(names[:12]) + (", …" if len(names) > 12 else "")

@@ -36,6 +36,10 @@ class Markers(msgspec.Struct, frozen=True):
     completion_end: str = ""
 
 
+MOST_NOTES = 40
+"""Kinds of notes that are kept apart; a file may have more column names than anybody reads."""
+
+
 @dataclass(kw_only=True)
 class Context:
     """What a mapping knows beside its row."""
@@ -48,6 +52,15 @@ class Context:
     notes: Counter[str] = field(default_factory=Counter[str])
     """What was done beside mapping, and to how many rows."""
 
+    def note(self, text: str) -> None:
+        """Count one more row to which this was done."""
+        known = text in self.notes or len(self.notes) < MOST_NOTES
+        self.notes[text if known else "more columns and keys left out"] += 1
+
+    def note_left_out(self, what: str, name: str) -> None:
+        """Count a column or key that chat has no place for."""
+        self.note(f"{what} {shortened(name)!r} left out")
+
 
 _MEDIA = re.compile(r"image|video|audio|file_data")
 
@@ -58,6 +71,11 @@ def kind(value: Any) -> str:
         return "null"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
     return names.get(type(value), f"a value of type {type(value).__name__}")
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """Return a text that fits a sentence."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def text_of(value: Any, where: str) -> str:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from rose.conversion.building import Calls, Message, chat, decoded, message, system_text, tools_of
-from rose.conversion.rows import Context, Drop, is_media, kind, refuse_media
+from rose.conversion.rows import Context, Drop, is_media, kind, refuse_media, shortened
 
 ROLES = {
     **dict.fromkeys(("human", "user", "prompter", "instruction"), "user"),
@@ -22,7 +22,7 @@ ROLES = {
 }
 """What a turn's `from` says -> who speaks."""
 
-_WHO = ("from", "role", "user")
+_WHO = ("from", "role")
 _WHAT = ("value", "content", "text")
 _TURNS = ("conversations", "conversation", "messages")
 _LEARNED = ("weight", "train", "loss")
@@ -40,9 +40,9 @@ def from_sharegpt(row: Mapping[str, Any], context: Context) -> list[dict[str, An
         system = []
     roles = [one["role"] for one in messages if one["role"] != "system"]
     if roles[:1] == ["assistant"]:
-        context.notes["conversation begins with the assistant, kept as it is"] += 1
+        context.note("conversation begins with the assistant, kept as it is")
     if any(one == two and one in ("user", "assistant") for one, two in pairwise(roles)):
-        context.notes["conversation with two turns of the same speaker in a row, kept as two messages"] += 1
+        context.note("conversation with two turns of the same speaker in a row, kept as two messages")
     return [chat([*system, *messages], tools_of(row.get("tools")))]
 
 
@@ -66,7 +66,9 @@ def _message(turn: Any, index: int, calls: Calls, context: Context) -> Message:
     who = _first(turn, _WHO)
     role = ROLES.get(who.strip().lower()) if isinstance(who, str) else None
     if role is None:
-        raise Drop(f"{where}.from is {who!r}; expected human, gpt, system, tool, observation or function_call")
+        raise Drop(
+            f"{where}.from is {shortened(str(who))!r}; expected human, gpt, system, tool, observation or function_call"
+        )
     calling = turn.get("tool_calls")
     text = _text(_first(turn, _WHAT), where, empty=bool(calling))
     if role == "call":

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
+from rose.conversion.cells import with_decoded_cells
 from rose.conversion.columns import rows_of_parquet, rows_of_stream
 from rose.conversion.opening import Opened, opened
 from rose.conversion.rows import Row, kind
@@ -21,12 +21,6 @@ from rose.errors import InvalidDataset
 _SKIPPED_BYTES = 1 << 20
 _FIRST_PIECE = 1 << 16
 _BETWEEN = re.compile(r"[\s,]*")
-_MESSAGE_COLUMNS = frozenset(
-    {"messages", "conversations", "conversation", "contents", "prompt", "completion", "chosen", "rejected"}
-    | {"preferred_output", "non_preferred_output"}
-)
-_OTHER_COLUMNS = ("tools", "history", "input", "body", "response", "systemInstruction", "images")
-_KEYS = frozenset({"role", "from", "parts"})
 
 
 def rows(path: Path, name: str, found: Callable[[str], None]) -> Iterator[Row]:
@@ -37,7 +31,7 @@ def rows(path: Path, name: str, found: Callable[[str], None]) -> Iterator[Row]:
     with opened(path, name) as one:
         what, read = _reader(one, path, name)
         found(" in ".join((what, *reversed(one.wrappings))))
-        yield from (_with_decoded_cells(row) for row in read)
+        yield from (with_decoded_cells(row) for row in read)
 
 
 def _reader(one: Opened, path: Path, name: str) -> tuple[str, Iterator[Row]]:
@@ -185,39 +179,3 @@ class _TextWindow:
             raise InvalidDataset(
                 f"{self._name} is not valid UTF-8: {problem.reason}.", hint="Save it as UTF-8."
             ) from None
-
-
-def _with_decoded_cells(row: Row) -> Row:
-    """Return the row with message lists that are stored as texts decoded: JSON, or as Python prints them."""
-    if row.value is None:
-        return row
-    cells = {name: _cell(name, cell) for name, cell in row.value.items()}
-    return Row(place=row.place, value=cells)
-
-
-def _cell(name: str, cell: Any) -> Any:
-    if not isinstance(cell, str) or not cell.lstrip().startswith(("[", "{")):
-        return cell
-    if name not in _MESSAGE_COLUMNS and name not in _OTHER_COLUMNS:
-        return cell
-    found = _parsed(cell)
-    if name in _MESSAGE_COLUMNS:
-        messages = (
-            isinstance(found, list) and found and all(isinstance(one, dict) and _KEYS & set(one) for one in found)
-        )
-        return found if messages else cell
-    usable = isinstance(found, list | dict) and (
-        name != "input" or (isinstance(found, Mapping) and "messages" in found)
-    )
-    return found if usable else cell
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from typing import IO
 
@@ -11,6 +12,7 @@ from rose.domain.training_data import MAX_LINE_BYTES
 from rose.errors import InvalidDataset
 
 _DELIMITERS = ",;\t|"
+_SEPARATOR = re.compile(rb"sep=([,;\t|])\s*")
 
 
 def is_table(line: bytes) -> bool:
@@ -27,7 +29,10 @@ def rows_of_table(header: bytes, number: int, content: IO[bytes], name: str) -> 
 
     Raises: InvalidDataset when quotes do not match, or the header has no names that are told apart.
     """
-    delimiter = _delimiter(header.decode(errors="replace"))
+    told = _SEPARATOR.fullmatch(header)
+    if told:  # what Excel writes for itself
+        header, number = content.readline(MAX_LINE_BYTES + 1), number + 1
+    delimiter = told[1].decode() if told else _delimiter(header.decode(errors="replace"))
     reader = csv.reader(_lines(header, content, name), delimiter=delimiter, strict=True)
     begins = number
     try:
@@ -63,7 +68,7 @@ def _row(names: list[str], cells: list[str], place: str) -> Row:
 
 def _names(cells: list[str], name: str) -> list[str]:
     names = [cell.strip() for cell in cells]
-    double = sorted({one for one in names if names.count(one) > 1})
+    double = sorted({one for one in names if one and names.count(one) > 1})
     if double:
         raise InvalidDataset(f"{name}: the header names {double[0]!r} twice.")
     return names
