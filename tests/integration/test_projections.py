@@ -15,6 +15,7 @@ from projections import checkpoints, metrics, runner
 from projections.positions import alarms, list_projections, wait_until
 from projections.runner import VIEWS, ViewStopped, advance, rebuild, run
 from projections.views import View
+from rose.domain.job_events import RunResumed
 from rose.errors import InvalidRequest
 from rose.log.pool import AnyConnection, Pool
 from rose.log.read import Recorded, head
@@ -49,6 +50,23 @@ async def test_the_runner_follows_appends_and_reads_wait_for_it(pool: Pool) -> N
     assert [step.step for step in await metrics.series(pool, job.id, after_step=97)] == [98, 99, 100]
     assert [step.step for step in await metrics.series(pool, job.id, after_step=10, limit=2)] == [11, 12]
     assert series[0].train_loss == 1.0
+
+
+async def test_a_run_that_begins_anew_makes_what_was_reported_before_void(pool: Pool) -> None:
+    job, other = Job(pool), Job(pool)
+    for one in (job, other):
+        await one.create()
+        await one.steps(1, 20)
+        await one.checkpoint(10)
+    await job.append(RunResumed(epoch=2, from_step=0, rejected=("step 20: other tokens",), anew=True))
+    assert (job.state.last_step, job.state.checkpoints) == (0, ())
+    await job.steps(1, 3)
+    for view in (metrics.VIEW, checkpoints.VIEW):
+        await catch_up(pool, view)
+    assert [step.step for step in await metrics.series(pool, job.id)] == [1, 2, 3]
+    assert await checkpoints.newest_first(pool, job.id, limit=9) == []
+    assert len(await metrics.series(pool, other.id)) == 20
+    assert len(await checkpoints.newest_first(pool, other.id, limit=9)) == 1
 
 
 async def test_checkpoints_are_listed_newest_first_and_page_by_page(pool: Pool) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -13,6 +15,7 @@ import msgspec
 import pytest
 import torch
 
+from rose.blobs import Blobs
 from rose.domain.job_values import RecoveryPoint, StepMetrics
 from tests.trainer.runs import Child, Fault, Job, Outcome, pairs, rows
 from trainer.protocol import (
@@ -26,6 +29,7 @@ from trainer.protocol import (
     StepDone,
     Warned,
 )
+from trainer.recovery import STATE_FILE
 
 ASKED: dict[str, Any] = {
     "n_epochs": 3,
@@ -262,3 +266,28 @@ def no_room_for_points() -> None:
         save(tensors, path)
 
     recovery.save_file = save_or_fail
+
+
+def test_a_point_of_a_version_that_rendered_otherwise_is_not_taken_up_and_the_run_begins_anew(
+    tmp_path: Path, fixture_base: Path, uninterrupted: Outcome
+) -> None:
+    killed = job(tmp_path, fixture_base).run(recovery_steps=1, fault=Fault("recovery_point", 4))
+    points = tuple(older_version(killed.blobs, point) for point in killed.points(1))
+    second = job(tmp_path, fixture_base).run(2, recovery_points=points)
+    [resumed] = second.of(Resumed)
+    assert resumed.anew
+    assert resumed.from_step == 0
+    assert "another version of ROSE, which rendered the file's conversations otherwise" in resumed.rejected[0]
+    assert list(second.losses) == list(range(1, STEPS + 1))
+    assert second.losses == uninterrupted.losses
+
+
+def older_version(blobs: Blobs, point: RecoveryPoint) -> RecoveryPoint:
+    """Return the point as a version of ROSE would have left it that made other tokens of the same file."""
+    folder = blobs.temporary_folder()
+    shutil.copytree(blobs.path(point.artifact.path), folder, dirs_exist_ok=True)
+    stored = json.loads((folder / STATE_FILE).read_text())
+    del stored["rendering"]
+    (folder / STATE_FILE).write_text(json.dumps({**stored, "plan": "0" * 64}))
+    blobs.delete(point.artifact.path)
+    return msgspec.structs.replace(point, artifact=blobs.publish_folder(folder, point.artifact.path))

@@ -16,7 +16,6 @@ from rose.language_models.template import (
     ChatTemplate,
     Rendering,
     Tokenized,
-    load_template,
     load_tokenizer,
 )
 

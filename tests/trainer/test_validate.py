@@ -152,7 +152,7 @@ def test_needs_are_a_floor_that_grows_with_what_is_trained(make: Make) -> None:
             b'\n{"messages": [{"role": "bot", "content": ""}]}\n',
             'Example 1, message 1 (line 2): messages[0].role is "bot"',
         ),
-        (b'{"prompt": "a", "completion": "b"}\n', "prompt/completion pairs; convert the file first: rose files convert"),
+        (b'{"prompt": "a", "completion": "b"}\n', "prompt/completion pairs; convert the file first"),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "lone surrogate"),
     ],
 )
