@@ -7,6 +7,7 @@ are cut when rendered.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,8 +25,21 @@ _SKIPPED_BYTES = 1 << 20
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _EXAMPLE_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions"})
 _MESSAGE_KEYS = frozenset(
-    {"role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call", "refusal", "audio"}
+    {
+        "role",
+        "content",
+        "name",
+        "weight",
+        "tool_calls",
+        "tool_call_id",
+        "function_call",
+        "refusal",
+        "audio",
+        "reasoning_content",
+        "reasoning",
+    }
 )
+_THOUGHT_KEYS = ("reasoning_content", "reasoning")
 _BOM = b"\xef\xbb\xbf"
 _LONE_SURROGATE = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -123,16 +137,28 @@ def _example(raw: bytes, line: int, number: int) -> ChatExample:
     value = _decode(raw)
     if not isinstance(value, dict):
         raise _Bad(f"expected an object with messages, found {_kind(value)}")
+    value = _without_nulls(value)
     _refuse_other_formats(value)
     unknown = sorted(set(value) - _EXAMPLE_KEYS)
     if unknown:
-        raise _Bad(f"unknown key {unknown[0]!r}; allowed are {', '.join(sorted(_EXAMPLE_KEYS))}")
+        raise _Bad(f"unknown key {unknown[0]!r}; {_near(unknown[0], _EXAMPLE_KEYS)}")
     messages = value.get("messages")
     if not isinstance(messages, list) or not messages:
         raise _Bad("messages must be a list of at least one message")
     read = tuple(_message(message, index) for index, message in enumerate(messages))
     _check_order(read)
     return ChatExample(line=line, number=number, messages=read, tools=_tools(value))
+
+
+def _without_nulls(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the object without keys whose value is null: SDKs write all the keys that they know."""
+    return {key: inner for key, inner in value.items() if inner is not None}
+
+
+def _near(key: str, known: Iterable[str]) -> str:
+    """Say which key was meant, or which there are."""
+    near = difflib.get_close_matches(key, sorted(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(sorted(known))}"
 
 
 def _decode(raw: bytes) -> Any:
@@ -207,14 +233,17 @@ def _message(value: Any, index: int) -> dict[str, Any]:
     role = value["role"]
     if role not in ROLES:
         raise bad(f".role is {_shown(role)}; expected {', '.join(ROLES[:-1])} or {ROLES[-1]}")
-    unknown = sorted(set(value) - _MESSAGE_KEYS)
+    message = _without_nulls(value)
+    unknown = sorted(set(message) - _MESSAGE_KEYS)
     if unknown:
-        raise bad(f" has the unknown key {unknown[0]!r}; allowed are {', '.join(sorted(_MESSAGE_KEYS))}")
-    message = {key: inner for key, inner in value.items() if inner is not None}
+        raise bad(f" has the unknown key {unknown[0]!r}; {_near(unknown[0], _MESSAGE_KEYS)}")
+    if "audio" in message:
+        raise bad(".audio holds sound; only text can be trained on")
     if role == "developer":
         message["role"] = "system"
     calls = _calls(message, bad)
     message["content"] = _content(message, role, calls, bad)
+    _read_thought(message, role, bad)
     if "weight" in message:
         if role != "assistant":
             raise bad(".weight is allowed on assistant messages only")
@@ -229,25 +258,56 @@ def _message(value: Any, index: int) -> dict[str, Any]:
     return message
 
 
-def _content(message: Mapping[str, Any], role: str, calls: bool, bad: Any) -> str:
+def _read_thought(message: dict[str, Any], role: str, bad: Any) -> None:
+    """Leave an answer's thought under one name. Raises: _Bad for two that differ, and for one of somebody else."""
+    given = {key: message.pop(key) for key in _THOUGHT_KEYS if key in message}
+    for key, thought in given.items():
+        if role != "assistant":
+            raise bad(f".{key} is allowed on assistant messages only")
+        if not isinstance(thought, str):
+            raise bad(f".{key} is {_kind(thought)}; expected a text")
+    thoughts = {thought.strip() for thought in given.values() if thought.strip()}
+    if len(thoughts) > 1:
+        raise bad(" has two different thoughts, in reasoning_content and in reasoning")
+    if thoughts:
+        message["reasoning_content"] = thoughts.pop()
+
+
+def _content(message: dict[str, Any], role: str, calls: bool, bad: Any) -> str:
+    """Return the text of a message; a refusal is the answer's text where there is no other."""
     content = message.get("content")
-    if content is None:
-        if role == "assistant" and calls:
-            return ""
+    refusal = message.pop("refusal", "")
+    if not isinstance(refusal, str):
+        raise bad(f".refusal is {_kind(refusal)}; expected a text")
+    if refusal and role != "assistant":
+        raise bad(".refusal is allowed on assistant messages only")
+    if content is None and not refusal and not (role == "assistant" and calls):
         raise bad(" has no content")
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
+    if isinstance(content, list):
+        content, refused = _parts(content, role, bad)
+        refusal += refused
+    if not isinstance(content, str | None):
         raise bad(f".content is {_kind(content)}; expected a text")
+    if refusal and (content or "").strip():
+        raise bad(" has a refusal and a text; an answer is one of them")
+    return refusal or content or ""
+
+
+def _parts(parts: list[Any], role: str, bad: Any) -> tuple[str, str]:
+    """Return the text and the refusal in a list of parts."""
     pieces: list[str] = []
-    for position, part in enumerate(content):
+    refusals: list[str] = []
+    for position, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind in ("image_url", "input_audio", "image", "file"):
             raise bad(f".content[{position}] is of type {kind!r}; only text can be trained on")
-        if kind != "text" or not isinstance(part.get("text"), str):
+        if kind == "refusal" and role == "assistant" and isinstance(part.get("refusal"), str):
+            refusals.append(part["refusal"])
+        elif kind == "text" and isinstance(part.get("text"), str):
+            pieces.append(part["text"])
+        else:
             raise bad(f".content[{position}] is no text part")
-        pieces.append(part["text"])
-    return "".join(pieces)
+    return "".join(pieces), "".join(refusals)
 
 
 def _calls(message: Mapping[str, Any], bad: Any) -> bool:
@@ -265,6 +325,8 @@ def _calls(message: Mapping[str, Any], bad: Any) -> bool:
         for index, call in enumerate(calls):
             function = call.get("function") if isinstance(call, dict) else None
             _check_call(function, f".tool_calls[{index}].function", bad)
+            if not isinstance(call.get("id"), str | None):
+                raise bad(f".tool_calls[{index}].id is {_kind(call['id'])}; expected a text")
     return True
 
 
@@ -274,6 +336,8 @@ def _check_call(function: Any, where: str, bad: Any) -> None:
     arguments = function.get("arguments")
     if not isinstance(arguments, str):
         raise bad(f"{where}.arguments is {_kind(arguments)}; expected JSON as a text")
+    if not arguments.strip():
+        return  # a call without arguments
     try:
         parsed = msgspec.json.decode(arguments)
     except msgspec.DecodeError as problem:
