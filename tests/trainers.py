@@ -50,9 +50,9 @@ REPOSITORY = Path(__file__).parents[1]
 CLIENT = Actor(kind="client", name="tests")
 
 QUICK: dict[str, Any] = {
-    "lease_seconds": 3.0,
+    "lease_seconds": 60.0,
     "renew_seconds": 0.3,
-    "abandon_seconds": 2.2,
+    "abandon_seconds": 45.0,
     "poll_seconds": 0.2,
     "drain_seconds": 20.0,
     "device": "cpu",
@@ -60,7 +60,10 @@ QUICK: dict[str, Any] = {
     "hub_offline": True,
     "min_free_bytes": 0,
 }
-"""Settings under which a lost supervisor is noticed within seconds."""
+"""Settings under which what is asked of a trainer happens at once, and no lease is lost on a busy machine."""
+
+LOSABLE: dict[str, Any] = {"lease_seconds": 8.0, "abandon_seconds": 6.0}
+"""Beside QUICK: a lost supervisor is noticed within seconds, a slow one is not lost yet."""
 
 EXAMPLES = tuple((f"What is the colour of thing {n}?", f"Thing {n} is {'red' if n % 2 else 'blue'}.") for n in range(8))
 

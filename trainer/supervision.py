@@ -242,7 +242,7 @@ class Supervision:
                         await self._child.order(Alive())
                     await self._owned.refresh()
             except (Unavailable, TimeoutError) as error:
-                log.warning("%s could not be renewed: %s", self._owned.name, error or "no answer in time")
+                log.warning("%s could not be renewed: %s", self._owned.name, str(error) or "no answer in time")
                 continue
             self._obey()
 

@@ -95,7 +95,7 @@ async def test_a_full_disk_of_the_database_makes_everybody_wait_and_ends_nothing
 ) -> None:
     monkeypatch.setattr(supervision, "TRAINING_MODULE", "tests.scripted_child")
     monkeypatch.setenv("ROSE_TEST_SCRIPT", "steps steadily")
-    given = settings(**{**QUICK, "lease_seconds": 60.0, "abandon_seconds": 45.0})
+    given = settings(**QUICK)
     ballast = small_disk / "ballast"
     async with own_postgres(small_disk / "cluster") as (server, pool):
         house = House(pool, given, fixture_base)

@@ -103,7 +103,8 @@ class Storm:
 
 
 async def test_whatever_happens_every_job_succeeds_once_with_the_same_losses(house: House, database_dsn: str) -> None:
-    house.reset(stall_seconds=2.0, phase_seconds=40.0, max_attempts=1000, log_level="INFO")
+    leases = {"lease_seconds": 3.0, "abandon_seconds": 2.2}  # so short that a slow trainer loses its run, too
+    house.reset(**leases, stall_seconds=2.0, phase_seconds=40.0, max_attempts=1000, log_level="INFO")
     chance = random.Random(SEED)
     with ExitStack() as stack:
         jobs = [await house.create_queued(n_epochs=EPOCHS, batch_size=1) for _ in range(2)]

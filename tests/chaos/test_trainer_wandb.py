@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.eventually import eventually
-from tests.trainers import House, child_of
+from tests.trainers import LOSABLE, House, child_of
 from tests.wandb_runs import WrittenRun, logger_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -69,6 +69,7 @@ async def test_a_killed_child_continues_the_same_run(house: House) -> None:
 async def test_a_killed_trainer_takes_its_logger_along_and_the_next_continues_the_run(
     house: House, database_dsn: str
 ) -> None:
+    house.reset(**LOSABLE)
     job_id = await house.create_queued(integrations=(WANTED,), **LONG)
     with house.trainer_process(database_dsn) as first:
         await stop_in_the_middle(house, job_id)

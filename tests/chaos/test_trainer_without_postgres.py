@@ -16,7 +16,7 @@ from tests.checker import check_log
 from tests.eventually import eventually
 from tests.scripted_child import STEADY_STEPS
 from tests.services import Server
-from tests.trainers import QUICK, House, child_of, own_postgres
+from tests.trainers import LOSABLE, QUICK, House, child_of, own_postgres
 from trainer import supervision
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -38,8 +38,7 @@ def steady_child(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_short_absence_interrupts_nothing(settings: Callable[..., Settings], fixture_base: Path) -> None:
-    quick = settings(**{**QUICK, "lease_seconds": 60.0, "abandon_seconds": 45.0})
-    async with house_on_its_own_postgres(quick, fixture_base) as (house, server), house.trainer():
+    async with house_on_its_own_postgres(settings(**QUICK), fixture_base) as (house, server), house.trainer():
         job_id = await house.create_queued()
         await house.at_step(job_id, 50)
         child = child_of(job_id, module=CHILD)
@@ -56,7 +55,8 @@ async def test_a_short_absence_interrupts_nothing(settings: Callable[..., Settin
 async def test_a_child_that_nobody_can_vouch_for_is_killed_and_the_run_taken_up_again(
     settings: Callable[..., Settings], fixture_base: Path
 ) -> None:
-    async with house_on_its_own_postgres(settings(**QUICK), fixture_base) as (house, server), house.trainer():
+    losable = settings(**{**QUICK, **LOSABLE})
+    async with house_on_its_own_postgres(losable, fixture_base) as (house, server), house.trainer():
         job_id = await house.create_queued()
         await house.at_step(job_id, 50)
         child = child_of(job_id, module=CHILD)
@@ -77,7 +77,7 @@ async def test_a_trainer_stops_although_nothing_can_be_given_back(
     settings: Callable[..., Settings], fixture_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervision, "FAREWELL_SECONDS", 1.0)
-    given = settings(**{**QUICK, "lease_seconds": 60.0, "abandon_seconds": 45.0, "drain_seconds": 0.5})
+    given = settings(**{**QUICK, "drain_seconds": 0.5})
     async with house_on_its_own_postgres(given, fixture_base) as (house, server):
         async with house.trainer():
             job_id = await house.create_queued()

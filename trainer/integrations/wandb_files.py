@@ -6,6 +6,7 @@ piece a block, each piece behind checksum, length and kind. The last one of a ki
 
 from __future__ import annotations
 
+import shutil
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +48,13 @@ def records(content: bytes) -> Iterator[bytes]:
         record = content[begin:position] if kind in (FULL, FIRST) else record + content[begin:position]
         if kind in (FULL, LAST):
             yield record
+
+
+def sweep(folder: Path, run_id: str) -> None:
+    """Delete what attempts left that were killed before they wrote anything: uploading the others stops at that."""
+    for path in files(folder, run_id):
+        if not any(True for _ in records(path.read_bytes())):
+            shutil.rmtree(path.parent)
 
 
 def last_step(folder: Path, run_id: str, step_of: Callable[[bytes], int | None]) -> int:

@@ -20,7 +20,7 @@ import msgspec
 
 from rose.blobs import Blobs, no_space_as_error
 from rose.bus import Wake
-from rose.domain.job_events import RunStarted, StepsReported
+from rose.domain.job_events import RunResumed, RunStarted, StepsReported
 from rose.domain.jobs import JobState
 from rose.errors import RoseError
 from rose.integrations import WANDB
@@ -110,6 +110,7 @@ class Mirror:
         self._owned = owned
         self._pool = pool
         self._spec = spec
+        self._first_run_id = spec.run_id
         self._launch = launch
         self._report = report
         self._log_path = logs / "runs" / f"{spec.run_id}-e{owned.lease.epoch}.wandb.log"
@@ -119,6 +120,10 @@ class Mirror:
         """The job is another trainer's, or cannot be followed."""
         self._refused = False
         """The service cannot be used from here."""
+        self._anew = False
+        """The run that was followed has ended before the attempt: training began anew, and so does a run."""
+        self._position = 0
+        """Where the run begins in the log."""
         self._said = {warning.code for warning in owned.state.warnings}
 
     def end(self) -> None:
@@ -128,22 +133,26 @@ class Mirror:
 
     async def run(self) -> None:
         """Log until the attempt is over and everything is written; a process that fails is started again."""
-        spec = self._spec
-        for _ in range(MAX_STARTS):
-            if spec.offline:
-                await self._warn(OFFLINE_WARNING, f"Weights & Biases is offline. {spec.where}")
-            problem = await self._log(spec)
-            if problem is None or self._lost:
+        starts = 0
+        while starts < MAX_STARTS:
+            if self._spec.offline:
+                await self._warn(OFFLINE_WARNING, f"Weights & Biases is offline. {self._spec.where}")
+            problem = await self._log()
+            if self._lost or (problem is None and not self._anew):
                 return
-            log.warning("%s: Weights & Biases: %s", self._owned.name, problem)
-            await self._warn(WARNING, f"Weights & Biases could not be used: {problem}")
-            spec = msgspec.structs.replace(spec, offline=spec.offline or self._refused)
-            await anyio.sleep(RESTART_SECONDS)
+            if problem is not None:
+                starts += 1
+                log.warning("%s: Weights & Biases: %s", self._owned.name, problem)
+                await self._warn(WARNING, f"Weights & Biases could not be used: {problem}")
+                self._spec = msgspec.structs.replace(self._spec, offline=self._spec.offline or self._refused)
+                await anyio.sleep(RESTART_SECONDS)
 
-    async def _log(self, spec: WandbSpec) -> str | None:
+    async def _log(self) -> str | None:
         """Run a process that logs; return why it did not come to its end, or None."""
+        self._anew = False
         try:
-            command = await anyio.to_thread.run_sync(self._prepare, spec)
+            await self._find_beginning()
+            command = await anyio.to_thread.run_sync(self._prepare, self._spec)
             async with child_process.start(command, self._log_path, launch=self._launch) as child:
                 problem = await self._follow(child)
                 ending = await child.wait()
@@ -189,8 +198,8 @@ class Mirror:
             child.kill()
 
     async def _messages(self) -> AsyncIterator[Message]:
-        """Yield the job's steps from the first, as the log has them, then the end; less once the job is another's."""
-        position = 0
+        """Yield the run's steps from the first, as the log has them, then the end; less once the job is another's."""
+        position = self._position
         while True:
             ended = self._ended
             page = await self._page(position)
@@ -198,6 +207,10 @@ class Mirror:
                 position = found.position
                 if isinstance(found.event, RunStarted) and found.event.epoch > self._owned.lease.epoch:
                     self._lost = True
+                    return
+                if self._begins_anew(found):
+                    self._anew = True
+                    yield End(summary={"state": "begun_anew"}, goes_on=False, succeeded=False)
                     return
                 if isinstance(found.event, StepsReported):
                     yield Steps(steps=found.event.steps)
@@ -209,6 +222,24 @@ class Mirror:
             yield farewell(self._owned.state)
         else:
             self._lost = True
+
+    async def _find_beginning(self) -> None:
+        """Pass over runs that ended because training began anew; they are not touched again. Raises: UnknownEvent."""
+        position = self._position
+        while page := await self._page(position):
+            for found in page:
+                position = found.position
+                self._begins_anew(found)
+
+    def _begins_anew(self, found: Recorded) -> bool:
+        """Begin another run where the steps count from the first again."""
+        match found.event:
+            case RunResumed(anew=True, epoch=epoch):
+                self._position = found.position
+                self._spec = msgspec.structs.replace(self._spec, run_id=f"{self._first_run_id}-e{epoch}")
+                return True
+            case _:
+                return False
 
     async def _page(self, position: int) -> list[Recorded]:
         stream = f"job/{self._owned.lease.job_id}"
