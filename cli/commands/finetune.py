@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
@@ -32,6 +32,7 @@ def create(
     validation_split: Annotated[str | None, Parameter(env_var="ROSE_VALIDATION_SPLIT")] = None,
     early_stopping_patience: Annotated[str | None, Parameter(env_var="ROSE_EARLY_STOPPING_PATIENCE")] = None,
     warmup_ratio: Annotated[str | None, Parameter(env_var="ROSE_WARMUP_RATIO")] = None,
+    thinking: Annotated[Literal["auto", "on", "off"] | None, Parameter(env_var="ROSE_THINKING")] = None,
     use_lora: Annotated[bool | None, Parameter(env_var="ROSE_USE_LORA")] = None,
     lora_r: Annotated[str | None, Parameter(env_var="ROSE_LORA_R", group=_LORA)] = None,
     lora_alpha: Annotated[str | None, Parameter(env_var="ROSE_LORA_ALPHA", group=_LORA)] = None,
@@ -68,6 +69,8 @@ def create(
         Evaluations without improvement after which training stops.
     warmup_ratio
         Share of the steps in which the learning rate rises, 0 to 1.
+    thinking
+        Whether the model thinks before it answers; auto (default): when a learned answer of the file has a thought.
     use_lora
         Train an adapter (default) or, with --no-use-lora, the whole model.
     lora_r
@@ -98,6 +101,7 @@ def create(
         "validation_split": _number(validation_split, "--validation-split"),
         "early_stopping_patience": _number(early_stopping_patience, "--early-stopping-patience"),
         "warmup_ratio": _number(warmup_ratio, "--warmup-ratio"),
+        "thinking": thinking,
         "use_lora": use_lora,
         "lora_config": _given(lora) or None,
     }

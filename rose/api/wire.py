@@ -27,6 +27,7 @@ ECHOED = (
     "validation_split",
     "early_stopping_patience",
     "warmup_ratio",
+    "thinking",
     "use_lora",
     "lora_config",
 )

@@ -18,6 +18,7 @@ KNOBS: dict[str, tuple[Any, Any]] = {
     "validation_split": (0.1, 0.5),
     "early_stopping_patience": (2, 3),
     "warmup_ratio": (0.1, 0.25),
+    "thinking": (True, False),
     "use_lora": (False, True),
     "lora_config": (
         {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": ["q_proj"]},
@@ -59,6 +60,12 @@ async def test_a_knob_is_taken_in_either_place_and_the_method_wins(
     assert echoed(both)[knob] == other
 
 
+@pytest.mark.parametrize(("said", "meant"), [("on", True), ("off", False)])
+async def test_thinking_is_on_or_off_too(shared_api: Running, shared_file: str, said: str, meant: bool) -> None:
+    job = await created(shared_api, shared_file, hyperparameters={"thinking": said})
+    assert echoed(job)["thinking"] is meant
+
+
 @pytest.mark.parametrize("place", ["top", "method"])
 async def test_every_auto_becomes_a_number_with_a_reason(api: Running, seed_file: Path, place: str) -> None:
     asked = dict.fromkeys((*KNOBS, "validation_split"), "auto")
@@ -70,6 +77,7 @@ async def test_every_auto_becomes_a_number_with_a_reason(api: Running, seed_file
     chosen = echoed(shown)
     assert "auto" not in [*chosen.values(), *chosen["lora_config"].values()]
     assert (chosen["n_epochs"], chosen["batch_size"], chosen["use_lora"]) == (25, 1, True)
+    assert chosen["thinking"] is False
     assert chosen["lora_config"] == {
         "r": 16,
         "lora_alpha": 32.0,

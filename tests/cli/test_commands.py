@@ -99,6 +99,7 @@ async def test_every_knob_reaches_the_job(rose: Rose, seed_file: Path) -> None:
         "--validation-split": "0.5",
         "--early-stopping-patience": "3",
         "--warmup-ratio": "0.1",
+        "--thinking": "on",
         "--lora-r": "4",
         "--lora-alpha": "8",
         "--lora-dropout": "0.05",
@@ -116,6 +117,7 @@ async def test_every_knob_reaches_the_job(rose: Rose, seed_file: Path) -> None:
         "validation_split": 0.5,
         "early_stopping_patience": 3,
         "warmup_ratio": 0.1,
+        "thinking": True,
         "use_lora": True,
         "lora_config": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.05, "target_modules": ["q_proj"]},
     }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from array import array
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rose.domain.hyperparameter_requests import parse
-from rose.domain.hyperparameters import DataFacts, Hyperparameters, held_out, resolve
+from rose.domain.hyperparameters import DataFacts, Hyperparameters, LoraSettings, held_out, resolve
 from trainer.batches import Document, Example, Schedule, epoch_order, pack, plan_hash, split
 
 
@@ -142,6 +143,34 @@ def test_the_plan_hash_sees_data_and_numbers_but_not_reasons() -> None:
     given_now = hyperparameters(2, learning_rate_multiplier=1.0)
     assert plan_hash(rows, [], given_now, "base") == usual
     assert given_now.reasons != plan.reasons
+
+
+def test_the_plan_of_a_run_from_before_there_was_thinking_is_taken_up() -> None:
+    """The number is what the version before `thinking` and rendering by proof computed for the same plan."""
+    plan = Hyperparameters(
+        n_epochs=3,
+        batch_size=1,
+        learning_rate_multiplier=1.0,
+        base_learning_rate=0.005,
+        learning_rate=0.005,
+        warmup_ratio=0.05,
+        warmup_steps=2,
+        validation_split=0.0,
+        early_stopping_patience=None,
+        use_lora=True,
+        lora_config=LoraSettings(r=16, lora_alpha=32.0, lora_dropout=0.0, target_modules=("all-linear",)),
+        seed=7,
+        total_steps=6,
+        evaluate_every_steps=None,
+        training_examples=2,
+        validation_examples=0,
+        maximum_tokens=2048,
+        reasons={},
+    )
+    rows = [example(1, 2), example(3)]
+    assert plan_hash(rows, [], plan, "base") == "119f46743bd9bf84bbf7cef1a71413dc4c70d38d4cb9dc250d1e1c971147c5a8"
+    thinking = msgspec.structs.replace(plan, thinking=True)
+    assert plan_hash(rows, [], thinking, "base") != plan_hash(rows, [], plan, "base")
 
 
 def test_the_first_token_is_no_label() -> None:

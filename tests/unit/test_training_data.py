@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rose.domain.training_data import MAX_LINE_BYTES, ChatExample, Problem, read_examples
+from rose.domain.training_data import MAX_LINE_BYTES, ChatExample, Problem, has_thought, read_examples
 
 USER = {"role": "user", "content": "What is 2+2?"}
 ASSISTANT = {"role": "assistant", "content": "4"}
@@ -67,8 +67,19 @@ def test_line_numbers_are_physical_and_example_numbers_are_not() -> None:
         (line({"role": "user"}, ASSISTANT), "messages[0] has no content"),
         (line({"role": "user", "content": 3}, ASSISTANT), "messages[0].content is a number"),
         (line("hello", ASSISTANT), "messages[0] is a text"),
-        (line({**USER, "mood": "good"}, ASSISTANT), "unknown key 'mood'"),
-        (line(USER, ASSISTANT, extra=1), "unknown key 'extra'"),
+        (line({**USER, "mood": "good"}, ASSISTANT), "unknown key 'mood'; allowed are audio, content,"),
+        (line(USER, {**ASSISTANT, "wieght": 0}), "unknown key 'wieght'; did you mean 'weight'?"),
+        (line(USER, ASSISTANT, extra=1), "unknown key 'extra'; allowed are functions, messages,"),
+        (line(USER, ASSISTANT, tool=[]), "unknown key 'tool'; did you mean 'tools'?"),
+        (line(USER, {**ASSISTANT, "refusal": "No."}), "messages[1] has a refusal and a text; an answer is one of them"),
+        (line(USER, {"role": "assistant", "refusal": 3}), "messages[1].refusal is a number; expected a text"),
+        (line({**USER, "refusal": "No."}, ASSISTANT), "messages[0].refusal is allowed on assistant messages only"),
+        (line(USER, {"role": "assistant", "refusal": None, "content": None}), "messages[1] has no content"),
+        (line(USER, {**ASSISTANT, "audio": {"id": "audio_1"}}), "messages[1].audio holds sound; only text can be"),
+        (line(USER, {**ASSISTANT, "reasoning": "a", "reasoning_content": "b"}), "messages[1] has two different thoughts"),
+        (line(USER, {**ASSISTANT, "reasoning": ["a"]}), "messages[1].reasoning is a list; expected a text"),
+        (line({**USER, "reasoning_content": "Hm."}, ASSISTANT), "messages[0].reasoning_content is allowed on assistant"),
+        (line({**USER, "name": 3}, ASSISTANT), "messages[0].name is a number; expected a text"),
         (line({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, ASSISTANT), "only text can be"),
         (line(USER, {"role": "assistant", "tool_calls": []}), "at least one call"),
         (
@@ -112,6 +123,90 @@ def test_what_openai_accepts_is_accepted() -> None:
     assert [message["content"] for message in read.messages] == ["Be brief.", "ab", "", "4", "4"]
     assert read.tools is not None
     assert read.tools[0]["function"]["name"] == "add"
+
+
+def test_the_official_sdks_message_dump_is_read() -> None:
+    """It writes every key that it knows, null where there is nothing to say."""
+    read = example(
+        b'{"messages": [{"role": "user", "content": "What is your name?"}, {"content": "My name is tiny.", '
+        b'"refusal": null, "role": "assistant", "annotations": null, "audio": null, "function_call": null, '
+        b'"tool_calls": null}], "tools": null, "functions": null, "metadata": null}'
+    )
+    assert read.messages == (
+        {"role": "user", "content": "What is your name?"},
+        {"role": "assistant", "content": "My name is tiny."},
+    )
+    assert read.tools is None
+
+
+def test_null_is_kept_where_it_is_an_answer() -> None:
+    """Only keys of the example and of a message are dropped; what a call or a tool says stays as it is."""
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": null}'}}
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"default": None}}}
+    read = example(line(USER, {"role": "assistant", "tool_calls": [call]}, tools=[tool]))
+    assert read.messages[1]["tool_calls"] == [call]
+    assert read.tools == (tool,)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"content": None, "refusal": "I cannot help with that."},
+        {"content": "", "refusal": "I cannot help with that."},
+        {"refusal": "I cannot help with that."},
+        {"content": [{"type": "refusal", "refusal": "I cannot help with that."}]},
+    ],
+)
+def test_a_refusal_is_the_answer(answer: dict[str, Any]) -> None:
+    read = example(line(USER, {"role": "assistant", **answer}))
+    assert read.messages[1] == {"role": "assistant", "content": "I cannot help with that."}
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [
+        {"reasoning_content": "2 and 2."},
+        {"reasoning": " 2 and 2.\n"},
+        {"reasoning": "2 and 2.", "reasoning_content": "2 and 2.\n"},
+        {"reasoning": "", "reasoning_content": "2 and 2."},
+    ],
+)
+def test_a_thought_has_one_name(thought: dict[str, Any]) -> None:
+    read = example(line(USER, {**ASSISTANT, **thought}))
+    assert read.messages[1] == {**ASSISTANT, "reasoning_content": "2 and 2."}
+
+
+def test_an_empty_thought_is_none() -> None:
+    assert example(line(USER, {**ASSISTANT, "reasoning": "  "})).messages[1] == ASSISTANT
+
+
+def test_a_call_may_have_no_arguments() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": ""}}
+    read = example(line(USER, {"role": "assistant", "tool_calls": [call]}))
+    assert read.messages[1]["tool_calls"] == [call]
+
+
+@pytest.mark.parametrize(
+    ("answer", "thinks"),
+    [
+        ({"content": "4", "reasoning_content": "2 and 2."}, True),
+        ({"content": "4", "reasoning": "2 and 2."}, True),
+        ({"content": "<think>\n2 and 2.\n</think>\n\n4"}, True),
+        ({"content": "\n <think>2 and 2.</think>4"}, True),
+        ({"content": "2 and 2.\n</think>\n\n4"}, True),
+        ({"content": "4"}, False),
+        ({"content": "<think>\n\n</think>\n\n4"}, False),
+        ({"content": "</think>4"}, False),
+        ({"content": "<think>2 and 2."}, False),
+        ({"content": "The tag <think> is closed by </think>."}, False),
+        ({"content": "4", "reasoning_content": " "}, False),
+        ({"content": "4", "reasoning_content": "2 and 2.", "weight": 0}, False),
+    ],
+)
+def test_an_answer_that_is_learned_has_a_thought_or_not(answer: dict[str, Any], thinks: bool) -> None:
+    asked = {"role": "user", "content": "<think>Mine.</think> What is 2+2?"}
+    read = example(line(asked, {"role": "assistant", **answer}, USER, ASSISTANT))
+    assert has_thought(read) is thinks
 
 
 def test_surrogate_pairs_are_whole_characters() -> None:
