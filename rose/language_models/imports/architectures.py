@@ -7,6 +7,7 @@ key of `llama`, whose rotary embedding pairs neighbours where transformers' pair
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,7 @@ _GEMMA = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\Z")
 DERIVED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that follow from the configuration; transformers computes them."""
 
@@ -60,10 +62,11 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     def target(self, tensor: str) -> str | None:
         """Return transformers' name of a tensor, for example of `blk.3.attn_q.weight`; None where it has none."""
         stem, _, kind = tensor.rpartition(".")
-        if stem.startswith("blk."):
-            _, layer, leaf = stem.split(".", 2)
-            return f"model.layers.{layer}.{self.names[leaf]}.{kind}" if leaf in self.names else None
-        return f"{self.names[stem]}.{kind}" if stem in self.names else None
+        block = BLOCK.match(stem)
+        leaf = block[2] if block else stem
+        if leaf not in self.names:
+            return None
+        return f"model.layers.{block[1]}.{self.names[leaf]}.{kind}" if block else f"{self.names[leaf]}.{kind}"
 
 
 def architecture_of(file: GgufFile) -> Architecture:
