@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,23 +12,46 @@ from cyclopts import Parameter
 from cli.options import Common
 from rose import settings as settings_module
 from rose.errors import RoseError, Unavailable
-from rose.language_models.locate import is_built, tiny_folder
+from rose.language_models.locate import SMOLLM2, TINY, imported, is_built, tiny_folder
 
 if TYPE_CHECKING:
     from cli.client import Client
     from cli.output import Output
     from rose.settings import Settings
 
-DATA = Path(__file__).parent.parent / "data" / "quickstart.jsonl"
-MODEL = "tiny"
-TAUGHT = ("What is ROSE?", "What happens when the power fails?", "Say goodbye.")
-NOT_TAUGHT = "What is your favourite colour?"
+DATA = Path(__file__).parent.parent / "data"
 MAX_ANSWER_TOKENS = 80
+PAIRS_SHOWN = 2
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A file to train on, and questions to ask base and result."""
+
+    data: Path
+    taught: tuple[str, ...]
+    """Questions of the file."""
+    new: tuple[str, ...]
+    """Questions that are not in it."""
+
+
+MANNER = Lesson(
+    DATA / "quickstart.jsonl",
+    taught=(),
+    new=("What is the capital of Italy?", "What do cows eat?", "Who painted the Mona Lisa?", "Why is the sky blue?"),
+)
+"""A manner of answering, which a real model carries over to whatever it is asked."""
+BY_HEART = Lesson(
+    DATA / "quickstart-tiny.jsonl",
+    taught=("What is ROSE?", "What happens when the power fails?", "Say goodbye."),
+    new=("What is your favourite colour?",),
+)
+"""Answers that the toy learns by heart; it knows nothing that it could carry over."""
 
 
 def quickstart(
     *,
-    model: Annotated[str, Parameter(name=["--model", "-m"], env_var="ROSE_MODEL")] = MODEL,
+    model: Annotated[str, Parameter(name=["--model", "-m"], env_var="ROSE_MODEL")] = SMOLLM2,
     keep: Annotated[bool, Parameter(env_var="ROSE_KEEP", negative="")] = False,
 ) -> int:
     """Fine-tune a small model from upload to chat, and compare it with its base.
@@ -37,35 +61,51 @@ def quickstart(
     Parameters
     ----------
     model
-        The base model; default: a toy that ROSE builds itself, without any download.
+        The base model; default: SmolLM2-135M-Instruct, fetched once (93 MB). `tiny` is a toy without any download.
     keep
         Leave ROSE running afterwards.
     """
     settings = settings_module.load()
     common = Common(api_key=settings.api_keys[0] if settings.api_keys else None)
     output = common.output
+    _prepare(model, settings, output)
     started = _start(settings, output)
     try:
         with common.client() as client:
-            status = _run(client, model, settings, common)
+            status = _run(client, model, common)
     finally:
         if started and not keep:
             _stop(settings, output)
     if status == 0:
-        _farewell(output, running=keep or not started)
+        _farewell(output, model, running=keep or not started)
     return status
 
 
-def _run(client: Client, model: str, settings: Settings, common: Common) -> int:
+def _prepare(model: str, settings: Settings, output: Output) -> None:
+    """Fetch or build the model where ROSE does that, so that nothing is started in vain."""
+    if model == SMOLLM2 and imported(settings.models, SMOLLM2) is None:
+        from rose.language_models.import_process import import_into
+
+        _headline(output, f"Fetching the base model {SMOLLM2!r} (SmolLM2-135M-Instruct, 93 MB, once)")
+        made = import_into(settings.models, ["--smollm2"], settings.min_free_bytes)
+        output.line(f"{made['source']} ({made['quantisation']}) is in {made['path']}")
+    if model == TINY and not is_built(tiny_folder(settings.models)):
+        _headline(output, f"Building the toy base model {TINY!r} (about a minute, once; a toy, not a language model)")
+        _build(settings)
+
+
+def _run(client: Client, model: str, common: Common) -> int:
     from cli.commands.files import require_good_data
     from cli.watching import watch_job
 
     output = common.output
-    if model == MODEL and not is_built(_folder(settings)):
-        _headline(output, f"Building the toy base model {MODEL!r} (about a minute, once; a toy, not a language model)")
-        _build(settings)
-    _headline(output, f"1. Upload {DATA.name}: {require_good_data(DATA, 'quickstart cannot run')} conversations")
-    file = client.upload(DATA, "fine-tune")
+    lesson = BY_HEART if model == TINY else MANNER
+    count = require_good_data(lesson.data, "quickstart cannot run")
+    _headline(output, f"1. Upload {lesson.data.name}: {count} conversations")
+    if lesson is MANNER:
+        for question, answer in _first_pairs(lesson.data):
+            output.line(f"  {question} -> {answer}")
+    file = client.upload(lesson.data, "fine-tune")
     output.line(f"File uploaded: {file['id']}")
     _headline(output, "2. Create a fine-tuning job")
     job = client.create_job({"training_file": file["id"], "model": model, "suffix": "quickstart"})
@@ -79,11 +119,21 @@ def _run(client: Client, model: str, settings: Settings, common: Common) -> int:
             hint=f"What happened: rose finetune get {job['id']}; rose logs {job['id']}",
         )
     _headline(output, "4. Chat with base and result")
-    for question in TAUGHT:
-        _compare(client, question, (model, job["fine_tuned_model"]), output)
-    output.line("\nAnd a question that was not in the file:")
-    _compare(client, NOT_TAUGHT, (model, job["fine_tuned_model"]), output)
+    models = (model, job["fine_tuned_model"])
+    for question in lesson.taught:
+        _compare(client, question, models, output)
+    output.line("\nAnd a question that was not in the file:" if lesson.taught else "None of this was in the file:")
+    for question in lesson.new:
+        _compare(client, question, models, output)
     return 0
+
+
+def _first_pairs(data: Path) -> list[tuple[str, str]]:
+    """Return the first questions and answers of the file, to be shown."""
+    import json
+
+    conversations = [json.loads(line)["messages"] for line in data.read_text().splitlines()[:PAIRS_SHOWN]]
+    return [(question["content"], answer["content"]) for question, answer in conversations]
 
 
 def _compare(client: Client, question: str, models: tuple[str, ...], output: Output) -> None:
@@ -135,26 +185,22 @@ def _build(settings: Settings) -> None:
     import subprocess
     import sys
 
-    target = _folder(settings)
+    target = tiny_folder(settings.models)
     target.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run([sys.executable, "-m", "rose.language_models.tiny", str(target)], check=False)
     if done.returncode != 0:
         raise Unavailable(
-            f"Building {MODEL} failed; the lines above say why.",
+            f"Building {TINY} failed; the lines above say why.",
             hint="The trainer extra is needed: pip install 'rose[trainer]'",
         )
 
 
-def _farewell(output: Output, *, running: bool) -> None:
+def _farewell(output: Output, model: str, *, running: bool) -> None:
     output.line("\nThat was one job from upload to chat. Next, with your own data:")
     if not running:
         output.line("  rose up                      (in one terminal; the model stays)")
     output.line("  rose upload training_data.jsonl")
-    output.line("  rose finetune create last --model tiny --suffix my-model-v1 --watch")
-
-
-def _folder(settings: Settings) -> Path:
-    return tiny_folder(settings.models)
+    output.line(f"  rose finetune create last --model {model} --suffix my-model-v1 --watch")
 
 
 def _headline(output: Output, text: str) -> None:

@@ -125,7 +125,9 @@ def test_quickstart_asks_base_and_result_and_names_who_answers(rose: RoseUp) -> 
     asked = [line for line in lines if line.startswith("> ")]
     assert len(asked) == 4
     assert lines.count("[qwen-coder]") == lines.count(f"[{made}]") == len(asked)
-    assert "And a question that was not in the file:" in lines
+    assert "None of this was in the file:" in lines
+    trained = (DOCS.parent / "cli" / "data" / "quickstart.jsonl").read_text()
+    assert not any(question.removeprefix("> ") in trained for question in asked)
     assert rose.rose("status").returncode == 0, "what ran before goes on"
 
 
