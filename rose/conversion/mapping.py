@@ -87,13 +87,12 @@ def _converted(row: Row, name: str, context: Context) -> list[dict[str, Any]] | 
 
 
 def _checked(lines: list[dict[str, Any]], context: Context) -> list[bytes] | Drop:
-    """Return the lines as bytes, each of chat accepted by the reader of training data."""
+    """Return the lines as bytes, each accepted by the reader of training data; a pair with either answer."""
     written: list[bytes] = []
     try:
         for line in lines:
             raw = encoded(line).encode()
-            if "messages" in line:
-                [found] = read_examples([raw])
+            for found in read_examples([raw] if "messages" in line else _both(line)):
                 if isinstance(found, Problem):
                     return Drop(found.text)
             if _has_null(line.get("tools")):
@@ -104,6 +103,15 @@ def _checked(lines: list[dict[str, Any]], context: Context) -> list[bytes] | Dro
     except RecursionError:
         return Drop("is nested too deeply")
     return written
+
+
+def _both(line: Mapping[str, Any]) -> list[bytes]:
+    """Return the two conversations that a pair holds."""
+    asked = line["input"]
+    return [
+        encoded({**asked, "messages": [*asked["messages"], *line[side]]}).encode()
+        for side in ("preferred_output", "non_preferred_output")
+    ]
 
 
 def _has_null(value: Any) -> bool:

@@ -212,7 +212,7 @@ FORMATS = {
         Format(name="anthropic", title="Anthropic messages", fit=_anthropic),
         Format(name="gemini", title="Gemini contents", fit=_gemini),
         Format(name="mistral", title="Mistral chat", fit=_mistral),
-        Format(name="text", title="rendered text", fit=_text),
+        Format(name="text", title="one text per row, questions and answers in it", fit=_text),
     )
 }
 """Every format that is told apart by the keys of its rows."""
