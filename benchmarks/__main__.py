@@ -10,7 +10,7 @@ import msgspec
 
 from benchmarks.record import RESULTS
 
-BENCHMARKS = ("append", "relay", "streams", "claim", "start", "inference", "train")
+BENCHMARKS = ("append", "relay", "streams", "claim", "start", "inference", "train", "render", "quality")
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
@@ -22,7 +22,7 @@ small and shared, and the absolute figures are good to a factor, not to a digit.
 
 def main() -> None:
     """Run them one after the other, then write the page from all results there are."""
-    for name in sys.argv[1:] or BENCHMARKS:
+    for name in [name for name in sys.argv[1:] if not name.startswith("-")] or BENCHMARKS:
         import_module(f"benchmarks.{name}").main()
         print()
     PAGE.write_text(page())

@@ -38,8 +38,19 @@ def record(name: str, what: str, columns: Sequence[str], rows: Sequence[Sequence
 
 def machine() -> str:
     """Say what this ran on, in words."""
+    features = "+".join(_features()) or "unknown features"
     load = f", load {os.getloadavg()[0]:.1f} before" if hasattr(os, "getloadavg") else ""
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}{load}"
+    cores = f"{os.cpu_count()} cores with {features}"
+    return f"{platform.system()} {platform.machine()}, {cores}, Python {platform.python_version()}{load}"
+
+
+def _features() -> list[str]:
+    """Return the processor features that decide a model's speed."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return []
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
 
 
 def _commit() -> str:

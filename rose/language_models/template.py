@@ -90,8 +90,8 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         own = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set[int]()
         self._answers = Answers(tokenizer, stop_ids | own)
-        self.lists_stop_tokens = bool(stop_ids)
         self._rows = rows
+        self._require_rows()
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -253,6 +253,26 @@ class ChatTemplate:
                 f"the model's context holds {maximum_tokens}"
             )
         raise Refused(f"the answer alone has {alone} tokens; the model's context holds {maximum_tokens}")
+
+    def _require_rows(self) -> None:
+        """Refuse weights that lack a row for a token of every conversation: a stop, the beginning, a mark of a turn.
+
+        Tokens that no conversation needs may be beyond the rows, as Gemma 3's for pictures are.
+        """
+        needed = set(self.stop_ids) | self._answers.probe_ids()
+        if self.tokenizer.bos_token_id is not None:
+            needed.add(self.tokenizer.bos_token_id)
+        if self._rows is None or max(needed, default=0) < self._rows:
+            return
+        largest = max(needed)
+        token = self.tokenizer.convert_ids_to_tokens(largest)
+        raise InvalidRequest(
+            f"Tokenizer and weights do not belong together: {token!r} is number {largest}, "
+            f"the embedding has {self._rows} rows.",
+            code="model_not_available",
+            param="model",
+            hint="Take the tokenizer that came with these weights.",
+        )
 
     def _check_rows(self, ids: Sequence[int]) -> None:
         """Refuse a token that the model has no numbers for. Raises: Refused naming both numbers."""

@@ -401,3 +401,26 @@ print(load_template(Path({str(fixture_base)!r})).render(example, 99).tokens)
 def test_a_rendering_counts_its_tokens() -> None:
     one = Tokenized(ids=[1, 2, 3], weights=[0.0, 1.0, 1.0])
     assert Rendering(examples=(one, one), cut=False).tokens == 6
+
+
+def test_a_token_without_a_row_is_refused_with_both_numbers(tokenizer: Any) -> None:
+    example = chat("user: 1", "assistant: é")
+    (only,) = render_training(tokenizer, example, 500).examples
+    largest = max(only.ids)
+    assert ChatTemplate(tokenizer, rows=largest + 1).render(example, 500).examples == (only,)
+    short = ChatTemplate(tokenizer, rows=largest)
+    with pytest.raises(InvalidDataset, match=rf"line 7\): token .* has number {largest}; the model has {largest} rows"):
+        short.render(example, 500)
+    with pytest.raises(InvalidRequest, match=f"has number {largest}; the model has {largest} rows"):
+        short.prompt([{"role": "user", "content": "é"}])
+
+
+def test_a_tokenizer_whose_marks_have_no_rows_does_not_belong_to_the_weights(tokenizer: Any) -> None:
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    number = tokenizer.convert_tokens_to_ids("<|turn|>")
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|turn|>")
+    with pytest.raises(
+        InvalidRequest, match=rf"'<\|turn\|>' is number {number}, the embedding has 1024 rows"
+    ) as caught:
+        ChatTemplate(tokenizer, rows=1024)
+    assert caught.value.code == "model_not_available"

@@ -252,6 +252,15 @@ class Answers:
         match = self.marks.pattern.match(tail, len(tail) - len(tail.lstrip()))
         return frozenset({self.marks.ids[match[0]]} & self.marks.special_ids if match else ())
 
+    def probe_ids(self) -> set[int]:
+        """Return the ids of the marks in a plain conversation."""
+        messages = [{"role": "user", "content": _HELLO}, {"role": "assistant", "content": _RESULT}]
+        try:
+            whole = self.prompt(self.chat(messages, None, thinking_options(on=False)), Variant(), prompt=False)
+        except Refused:
+            return set()
+        return {self.marks.ids[match[0]] for match in self.marks.pattern.finditer(whole.text)}
+
     def frame(self) -> Frame:
         """Return how the model writes a thought and an answer; found by asking the template for one of each."""
         options = thinking_options(on=True)

@@ -75,6 +75,8 @@ class Renderer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._constants: dict[str, Any] = dict(tokenizer.special_tokens_map)
+        self._variables: dict[str, dict[str, Any]] = {}
+        """Of the constants those that a template reads."""
 
     def source(self, tools: Sequence[Any] | None = None) -> str:
         """Return the template; some models have another one for tools."""
@@ -86,8 +88,9 @@ class Renderer:
         """Render the messages; `prompt` adds what comes before an answer. Raises: Refused."""
         plain, marked = _Builder(hidden.hide), _Builder(hidden.hide, hidden.rare())
         source = self.source(asking.tools)
-        variables = {**self._constants, **asking.options}
-        given = {name: value for name, value in variables.items() if name in source}
+        if source not in self._variables:
+            self._variables[source] = {name: value for name, value in self._constants.items() if name in source}
+        given = {**self._variables[source], **asking.options}
         if asking.tools is None:
             texts = _run(source, [one.messages(messages, variant) for one in (plain, marked)], None, prompt, given)
         else:
