@@ -11,8 +11,8 @@ from rose.errors import InvalidRequest
 
 BUILT_IN = ("tiny",)
 """Models that ROSE builds itself, without a hub."""
-FETCHED = ("smollm2",)
-"""Models that ROSE fetches from elsewhere than the hub, and imports."""
+FETCHED = {"smollm2": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}
+"""Models that ROSE fetches from elsewhere than the hub and imports: name -> SHA-256 of the file."""
 
 CHECKPOINT_MARK = ":ckpt-step-"
 SUFFIX = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
@@ -70,7 +70,7 @@ def check_import_name(name: str, aliases: Collection[str]) -> str:
     why = None
     if not IMPORTED_NAME.match(name):
         why = "it must be 1 to 64 of the characters A-Z a-z 0-9 . _ - and begin with a letter or digit"
-    elif name.casefold() in (*BUILT_IN, *FETCHED, *_RESERVED):
+    elif name.casefold() in (*BUILT_IN, *_RESERVED):
         why = "ROSE uses that name itself"
     elif name.casefold() in (alias.casefold() for alias in aliases):
         why = "it is an alias"

@@ -150,9 +150,10 @@ def test_the_same_content_is_imported_once(tmp_path: Path) -> None:
     assert (models / "mine" / "model.safetensors").stat().st_mtime_ns == changed
     assert imported_names(models) == ["mine"]
     other = Made("qwen2", random_model("qwen2")).write(tmp_path / "c.gguf")
-    with pytest.raises(InvalidRequest, match="another model called 'MINE'") as caught:
-        import_model(other, "MINE", models=models)
-    assert caught.value.code == "name_taken"
+    for name, says in (("MINE", "another model called 'MINE'"), ("SmolLM2", "rose models pull smollm2")):
+        with pytest.raises(InvalidRequest, match=says) as caught:
+            import_model(other, name, models=models)
+        assert caught.value.code == "name_taken"
 
 
 def test_a_folder_is_copied_with_what_it_knows_of_itself(fixture_base: Path, tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ def test_good_suffixes_pass(suffix: str) -> None:
     ("source", "kind"),
     [
         ("tiny", "built_in"),
+        ("smollm2", "imported"),
+        ("mine", "imported"),
         ("/models/x", "folder"),
         ("./x", "folder"),
         ("~/x", "folder"),
@@ -55,7 +57,29 @@ def test_good_suffixes_pass(suffix: str) -> None:
     ],
 )
 def test_sources_are_told_apart_by_form(source: str, kind: str | None) -> None:
-    assert bases.source_kind(source) == kind
+    assert bases.source_kind(source, ["mine"]) == kind
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny", "Tiny", "last", "qwen-coder", "", "a/b", "-a", "a:ckpt-step-2", "x" * 65, "m-ft-20260101_000000"]
+)
+def test_names_that_stand_for_others_are_refused_for_imports(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be called") as caught:
+        bases.check_import_name(name, ["qwen-coder"])
+    assert (caught.value.param, caught.value.hint) == ("name", "Give it a name: --name my-model")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m-instruct.q4_1"),
+        ("My Model (2).GGUF", "my-model-2"),
+        ("…", "model"),
+        ("x" * 99, "x" * 64),
+    ],
+)
+def test_a_name_is_made_from_the_files(file: str, name: str) -> None:
+    assert bases.check_import_name(bases.name_of_file(file), []) == name
 
 
 def test_aliases_are_followed_and_circles_refused() -> None:

@@ -20,6 +20,7 @@ import msgspec
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rose.domain.bases import FETCHED
 from rose.errors import NoSpace
 from rose.language_models.imports.architectures import Config, architecture_of
 from rose.language_models.imports.gguf_file import GgufFile, NotImportable, open_gguf
@@ -111,7 +112,7 @@ def import_gguf(
     facts = _gguf_facts(file, name, digest, planned)
     if known := _already(models, facts):
         return known
-    _check_taken(models / name, name)
+    _check_taken(models / name, name, digest)
     needed = sum(one.bytes for one in planned) + SIDE_BYTES
     check_room(models, needed, min_free_bytes)
 
@@ -179,7 +180,7 @@ def _import_folder(source: Path, name: str, models: Path, min_free_bytes: int, p
     )
     if known := _already(models, facts):
         return known
-    _check_taken(models / name, name)
+    _check_taken(models / name, name, digest)
     total = sum(path.stat().st_size for path in files)
     check_room(models, total, min_free_bytes)
 
@@ -226,7 +227,14 @@ def _already(models: Path, facts: RoseFacts) -> Imported | None:
     return None
 
 
-def _check_taken(folder: Path, name: str) -> None:
+def _check_taken(folder: Path, name: str, digest: str) -> None:
+    if FETCHED.get(name.casefold(), digest) != digest:
+        raise NotImportable(
+            f"{name} is the name of the model that `rose models pull {name.casefold()}` brings; this is another one.",
+            code="name_taken",
+            param="name",
+            hint="Give it another name: --name my-model",
+        )
     if folder.exists() or any(other.name.casefold() == name.casefold() for other in folder.parent.iterdir()):
         raise NotImportable(
             f"There is another model called {name!r} in {folder.parent}.",
