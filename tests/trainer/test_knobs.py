@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rose.domain import training_data
+from rose.language_models.template import load_template
 from tests.trainer.runs import Job, Outcome, pairs, rows
-from trainer.batches import split
+from trainer.batches import Example, split
 from trainer.methods.sft import prompt_of, read_examples
 from trainer.protocol import StepDone, Warned
 
@@ -28,6 +30,17 @@ ASKED: dict[str, Any] = {
     "validation_split": 0.0,
     "lora_config": {"r": 4, "lora_alpha": 8},
 }
+HYBRID = """
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' }}
+{%- if message.role == 'assistant' %}
+{{- '<think>\\n' + message.reasoning_content | default('') + '\\n</think>\\n\\n' }}
+{%- endif %}
+{{- message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"""
+"""A family whose models think or not, as the prompt says."""
 EXAMPLES = 8
 STEPS = 8
 LAYERS = 4 * 7
@@ -157,6 +170,31 @@ def test_use_lora(run: Any, fixture_base: Path) -> None:
     assert rates(full) == rates(usual)
 
 
+@pytest.mark.parametrize(
+    ("thinking", "asked", "learned"),
+    [
+        (True, "assistant\n", "<think>\n\n</think>\n\nSeven.<|im_end|>"),
+        (False, "assistant\n<think>\n\n</think>\n\n", "Seven.<|im_end|>"),
+    ],
+)
+def test_thinking(tmp_path: Path, fixture_base: Path, thinking: bool, asked: str, learned: str) -> None:
+    """Of an answer without a thought: the empty thought is learned by a model that thinks, and asked of another."""
+    tokenizer = AutoTokenizer.from_pretrained(fixture_base)
+    tokenizer.chat_template = HYBRID
+    base = tmp_path / "base"
+    shutil.copytree(fixture_base, base)
+    tokenizer.save_pretrained(base)
+    data = rows([("3+4?", "Seven.")])
+    job = Job(tmp_path / "job", base, data, {**ASKED, "n_epochs": 10, "batch_size": 1, "thinking": thinking})
+    ((document,),) = [example.documents for example in rendered(job)]
+    labels = [token for token, counts in zip(document.ids, document.weights, strict=True) if counts]
+    assert tokenizer.decode(labels) == learned
+    assert tokenizer.decode(document.ids).endswith(f"{asked}{learned}\n")
+    outcome = job.run()
+    assert outcome.finished.trained_tokens == 10 * len(document)
+    assert outcome.losses[10] < outcome.losses[1]
+
+
 def loss_of(outcome: Outcome, base: Path, data: list[dict[str, Any]], step: int | None = None) -> float:
     """Mean loss per label token of a checkpoint (or the final model) on `data`, by PEFT and transformers alone."""
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -257,6 +295,17 @@ def test_evaluation_does_not_disturb_training(tmp_path: Path, fixture_base: Path
     assert evaluated.losses == without.losses
 
 
+def rendered(job: Job) -> list[Example]:
+    """Return the job's training examples as its run reads them."""
+    return read_examples(
+        job.training_file,
+        template=load_template(job.base),
+        maximum_tokens=2048,
+        thinking=job.hyperparameters.thinking,
+        alive=lambda: None,
+    )
+
+
 def two_answers(weight: int | None) -> list[dict[str, Any]]:
     first: dict[str, Any] = {"role": "assistant", "content": "I do not know."}
     if weight is not None:
@@ -282,7 +331,7 @@ def test_messages_of_weight_0_are_read_but_not_learned(
 ) -> None:
     job = Job(tmp_path, fixture_base, two_answers(weight), {**ASKED, "n_epochs": 30, "batch_size": 1})
     tokenizer = AutoTokenizer.from_pretrained(fixture_base)
-    ((document,),) = [example.documents for example in read_examples(job.training_file, tokenizer, 2048, lambda: None)]
+    ((document,),) = [example.documents for example in rendered(job)]
     labels = [token for token, counts in zip(document.ids, document.weights, strict=True) if counts]
     assert tokenizer.decode(labels) == learned
     outcome = job.run()
