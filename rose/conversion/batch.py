@@ -149,4 +149,4 @@ def _choice(choice: Any, context: Context) -> Message:
 
 
 def _shown(value: Any) -> str:
-    return repr(shortened(str(value)))
+    return repr(shortened(value)) if isinstance(value, str) else shortened(str(value))

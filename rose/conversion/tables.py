@@ -62,7 +62,7 @@ def _next(reader: Iterator[list[str]]) -> list[str] | None:
 
 def _row(names: list[str], cells: list[str], place: str) -> Row:
     if len(cells) != len(names):
-        return Row(place=place, problem=f"has {len(cells)} cells; the header has {len(names)}")
+        return Row(place=place, problem=f"has {len(cells)} cells where the header has {len(names)}")
     return Row(place=place, value=dict(zip(names, cells, strict=True)))
 
 

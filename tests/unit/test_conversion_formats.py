@@ -132,7 +132,7 @@ def test_what_a_batch_did_not_answer_is_counted_with_the_reason(tmp_path: Path) 
     report, lines = converted(requests, written(tmp_path / "output.jsonl", rows), allow_drops=True)
     assert lines == [asked_and_answered("ask ok", "yes"), asked_and_answered("ask twice", "1")]
     assert {one.place: one.reason for one in report.drops} == {
-        "output.jsonl line 2": "the answer's status_code is '500'",
+        "output.jsonl line 2": "the answer's status_code is 500",
         "output.jsonl line 3": "the answer was cut off (finish_reason length)",
         "output.jsonl line 4": "the batch has no answer: 'batch_expired'",
         "requests.jsonl line 5": "has no answer in these files",

@@ -195,7 +195,7 @@ def test_places_are_physical_lines_of_tables_and_rows_of_arrays(tmp_path: Path) 
     table.write_text('instruction,output\n"two\nlines",a\nshort\nq,\n')
     report, _ = converted(table, allow_drops=True)
     assert [(one.place, one.reason) for one in report.drops] == [
-        ("t.csv line 4", "has 1 cells; the header has 2"),
+        ("t.csv line 4", "has 1 cells where the header has 2"),
         ("t.csv line 5", "the answer is empty"),
     ]
     array = tmp_path / "a.json"
