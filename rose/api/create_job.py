@@ -7,11 +7,14 @@ import time
 from importlib.metadata import version
 from typing import Any
 
+from litestar.openapi.spec import OpenAPIType, Schema
+
 from projections import files as files_view
 from rose.api.body import optional_object, optional_text, require_text, wrong_type
 from rose.api.integrations import read_integrations
+from rose.api.known_keys import check_keys
 from rose.api.model_names import base_request, find_model
-from rose.api.routes import TEXT, WHOLE, listing, optional, record
+from rose.api.routes import TEXT, WHOLE, closed, listing, optional, record
 from rose.api.services import Services
 from rose.domain import bases, hyperparameter_requests
 from rose.domain.job_commands import CreateJob
@@ -25,25 +28,43 @@ MAX_METADATA_KEY = 64
 MAX_METADATA_VALUE = 512
 METHODS = ("supervised", "dpo", "reinforcement")
 SUPPORTED_METHODS = ("supervised",)
-CREATE_BODY = record(
+_LORA = Schema(
+    one_of=[
+        closed(**dict.fromkeys(hyperparameter_requests.LORA_KEYS, Schema())),
+        Schema(type=OpenAPIType.NULL),
+        Schema(const="auto"),
+    ]
+)
+_HYPERPARAMETERS = closed(**{**dict.fromkeys(hyperparameter_requests.KEYS, Schema()), "lora_config": _LORA})
+_WANDB = closed(("project",), project=TEXT, name=optional(TEXT), entity=optional(TEXT), tags=optional(listing(TEXT)))
+CREATE_BODY = closed(
     ("model", "training_file"),
     model=TEXT,
     training_file=TEXT,
     validation_file=optional(TEXT),
     suffix=optional(TEXT),
     seed=optional(WHOLE),
-    method=optional(record(type=TEXT)),
-    hyperparameters=optional(record()),
+    method=optional(
+        closed(
+            type=TEXT,
+            supervised=optional(closed(hyperparameters=optional(_HYPERPARAMETERS))),
+            dpo=optional(record()),
+            reinforcement=optional(record()),
+        )
+    ),
+    hyperparameters=optional(_HYPERPARAMETERS),
     metadata=optional(record()),
-    integrations=optional(listing(record())),
+    integrations=optional(listing(closed(("type", "wandb"), type=TEXT, wandb=_WANDB))),
 )
 
 
 async def read_create_job(services: Services, body: dict[str, Any]) -> CreateJob:
-    """Return the command that a request asks for; unknown top-level keys are ignored, as OpenAI does.
+    """Return the command that a request asks for.
 
-    Raises: InvalidRequest naming the field.
+    Raises: InvalidRequest naming the field, also one that nobody reads: a job that trains otherwise than its request
+    says would cost hours.
     """
+    check_keys(body, CREATE_BODY)
     model = require_text(body, "model")
     training_id = require_text(body, "training_file")
     validation_id = optional_text(body, "validation_file")

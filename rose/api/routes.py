@@ -64,6 +64,13 @@ def record(required: Sequence[str] = (), /, **properties: Schema) -> Schema:
     return Schema(type=OpenAPIType.OBJECT, properties=dict(properties), required=list(required) or None)
 
 
+def closed(required: Sequence[str] = (), /, **properties: Schema) -> Schema:
+    """Describe an object that has no other keys than these, except with the value null."""
+    described = record(required, **properties)
+    described.additional_properties = Schema(type=OpenAPIType.NULL)
+    return described
+
+
 def optional(schema: Schema) -> Schema:
     """Describe what may also be null."""
     return Schema(one_of=[schema, Schema(type=OpenAPIType.NULL)])

@@ -86,6 +86,8 @@ _UNSUPPORTED_LORA: Mapping[str, str] = {
     "modules_to_save": "adapters with extra trained modules are refused by the serving engines",
     "bias": "adapters with biases are refused by the serving engines",
 }
+KEYS = (*_RANGES, "lora_config")
+LORA_KEYS = (*_LORA_RANGES, *_UNSUPPORTED_LORA)
 _NEVER_TARGETED = ("lm_head", "embed_tokens")
 
 
@@ -101,7 +103,7 @@ def _number(value: Any) -> bool:
 def parse(given: Any, *, path: str = "hyperparameters") -> HyperparametersRequest:
     """Read the `hyperparameters` object of a request.
 
-    Raises: InvalidRequest naming the key and its allowed range, also for a key that does not exist.
+    Raises: InvalidRequest naming the key and its allowed range, also for a key that does not exist and is not null.
     """
     if given is None:
         return HyperparametersRequest()
@@ -150,6 +152,8 @@ def _checked(
     values: dict[str, Any] = {}
     for key, value in given.items():
         if key not in ranges:
+            if value is None:
+                continue
             raise InvalidRequest(
                 f"Unknown key {path}.{key}; allowed are {', '.join(ranges)}.",
                 code="unknown_parameter",

@@ -290,7 +290,7 @@ async def test_the_seeds_own_curl_call_is_accepted(api: Running, seed_file: Path
             "use_lora": True,
             "lora_config": {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05},
         },
-        "a_key_of_tomorrow": {"is": "ignored"},
+        "a_key_of_tomorrow": None,
         "method": None,
     }
     answer = await api.http.post(JOBS, json=body)
