@@ -240,7 +240,11 @@ class Answers:
         return not any(key[0] == 0 for key in rendered.missing)
 
     def _end_of_probe(self) -> frozenset[int]:
-        """Return the mark that directly follows a plain answer; whatever else closes a conversation, no model makes."""
+        """Return the mark that directly follows a plain answer, unless it is only the first of several up to a stop.
+
+        Some templates close a conversation with one more mark on a line of its own (Phi-3), which no model makes;
+        others end each turn with two marks (Cohere).
+        """
         messages = [{"role": "user", "content": _HELLO}, {"role": "assistant", "content": _RESULT}]
         try:
             chat = self.chat(messages, None, thinking_options(on=False))
@@ -250,7 +254,10 @@ class Answers:
         end = whole.end_of(1)
         tail = whole.text[end:] if end is not None else ""
         match = self.marks.pattern.match(tail, len(tail) - len(tail.lstrip()))
-        return frozenset({self.marks.ids[match[0]]} & self.marks.special_ids if match else ())
+        stop = right_edge(tail, self.stop_ids, self.marks)
+        if match is None or (stop is not None and not self.marks.pattern.sub("", tail[match.start() : stop])):
+            return frozenset()
+        return frozenset({self.marks.ids[match[0]]} & self.marks.special_ids)
 
     def probe_ids(self) -> set[int]:
         """Return the ids of the marks in a plain conversation."""

@@ -37,7 +37,7 @@ def left_edge(prompt: Rendered, whole: Rendered, message: Message, marks: Marks)
     """Find where the answer `message` begins in `whole`. Raises: Refused when it is asked otherwise than rendered."""
     first = whole.start_of(message.position)
     if whole.text.startswith(prompt.text) and (first is None or first >= len(prompt.text)):
-        return Left(len(prompt.text))
+        return Left(len(prompt.text), _unsaid_thought(prompt, whole, message))
     asked = prompt.text[_behind_context(prompt, message) :]
     begin = _behind_context(whole, message)
     written = whole.text[begin : len(whole.text) if first is None else first]
@@ -56,7 +56,18 @@ def left_edge(prompt: Rendered, whole: Rendered, message: Message, marks: Marks)
             f"(asked {asked[-_SHOWN:]!r}, rendered {written[:_SHOWN]!r})",
             message.position,
         )
-    return Left(start, opened[1][0] + "/" + opened[1][1:])
+    return Left(start, _closing(opened[1]))
+
+
+def _unsaid_thought(prompt: Rendered, whole: Rendered, message: Message) -> str | None:
+    """Return what closes the thought that the prompt opened, where the template never writes what was thought."""
+    opened = _OPENED_AT_END.search(prompt.text[-_LONGEST_OPENING:])
+    unsaid = opened is not None and (message.position, "thought", 0) in whole.missing
+    return _closing(opened[0].strip()) if opened and unsaid else None
+
+
+def _closing(opening: str) -> str:
+    return opening[0] + "/" + opening[1:]
 
 
 def opens_thought(prompt: str) -> bool:

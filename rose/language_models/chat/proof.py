@@ -40,8 +40,17 @@ def require(rendered: Rendered, message: Message, *, thought: bool = True) -> No
     for key, places in rendered.places.items():
         if key[0] in own and key[1] not in ("call", "name") and len(places) > 1:
             raise Refused(f"the model's chat template writes {_named(key, message, calls)} twice", key[0])
+    if thought:
+        _require_thought_first(rendered, message)
     for call in message.calls:
         _require_values(rendered, message, call)
+
+
+def _require_thought_first(rendered: Rendered, message: Message) -> None:
+    """Require that an answer's thought stands before what it says and calls."""
+    places = rendered.places.get((message.position, "thought", 0))
+    if places and rendered.start_of(message.position) != places[0].start:
+        raise Refused("the model's chat template puts the thought behind what was answered", message.position)
 
 
 def _call_numbers(message: Message) -> list[int]:
