@@ -13,6 +13,8 @@ from rose.conversion.rows import Row
 from rose.errors import InvalidDataset
 
 _BATCH_ROWS = 64
+_BROKEN = (OSError, UnicodeDecodeError, MemoryError)
+"""What pyarrow raises beside its own errors over damaged bytes: names that are no text, lengths beyond all memory."""
 
 
 def rows_of_parquet(path: Path, name: str) -> Iterator[Row]:
@@ -23,7 +25,7 @@ def rows_of_parquet(path: Path, name: str) -> Iterator[Row]:
     try:
         with parquet.ParquetFile(path, pre_buffer=False, arrow_extensions_enabled=True) as file:
             yield from _rows(file.schema_arrow, file.iter_batches(batch_size=_BATCH_ROWS), name)
-    except arrow.lib.ArrowException as problem:
+    except (arrow.lib.ArrowException, *_BROKEN) as problem:
         raise _unreadable(name, problem) from None
 
 
@@ -38,7 +40,7 @@ def rows_of_stream(content: IO[bytes], name: str, *, file: bool) -> Iterator[Row
             reader = arrow.ipc.open_stream(content)
             batches = iter(reader)
         yield from _rows(reader.schema, batches, name)
-    except arrow.lib.ArrowException as problem:
+    except (arrow.lib.ArrowException, *_BROKEN) as problem:
         raise _unreadable(name, problem) from None
 
 
@@ -46,6 +48,7 @@ def _rows(schema: Any, batches: Iterator[Any], name: str) -> Iterator[Row]:
     plans = {field.name: _json_inside(field.type) for field in schema}
     number = 0
     for batch in batches:
+        batch.validate(full=True)  # a damaged offset or text would break Python itself, not raise
         for start in range(0, batch.num_rows, _BATCH_ROWS):
             for value in batch.slice(start, _BATCH_ROWS).to_pylist():
                 number += 1

@@ -25,6 +25,9 @@ from rose.errors import InvalidDataset, RoseError
 Inside = Literal["parquet", "arrow file", "arrow stream", "text"]
 
 UNPACKING_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, lzma.LZMAError, NotImplementedError)
+_ZIP_ERRORS = (RuntimeError, OSError, UnicodeDecodeError)
+"""What an archive's directory raises: it wants a password, points outside the file, has names that are no text."""
+
 _PIECE_BYTES = 1 << 18
 _MOST_WRAPPINGS = 3
 _ZSTD_PIECE_BYTES = 1 << 10
@@ -139,7 +142,7 @@ def _zip(content: IO[bytes], label: str) -> IO[bytes]:
     """Open the one file of an archive."""
     try:
         archive = zipfile.ZipFile(content)
-    except UNPACKING_ERRORS as problem:
+    except (*_ZIP_ERRORS, *UNPACKING_ERRORS) as problem:
         raise damaged(label, problem) from None
     names = [
         one.filename for one in archive.infolist() if not one.is_dir() and not one.filename.startswith("__MACOSX/")
@@ -154,7 +157,7 @@ def _zip(content: IO[bytes], label: str) -> IO[bytes]:
         )
     try:
         return archive.open(names[0])
-    except (RuntimeError, *UNPACKING_ERRORS) as problem:  # RuntimeError: it wants a password
+    except (*_ZIP_ERRORS, *UNPACKING_ERRORS) as problem:
         raise damaged(label, problem) from None
 
 

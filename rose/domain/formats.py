@@ -49,7 +49,7 @@ PAIRS = (
 HARMLESS = frozenset(
     {"id", "idx", "index", "uuid", "source", "dataset", "category", "categories", "tags", "lang", "language", "split"}
     | {"prompt_id", "row_id", "score", "created_at", "timestamp", "date", "license", "model", "metadata", "system"}
-    | {"tools", ""}
+    | {"tools", "__index_level_0__", ""}
 )
 """Columns that say something about a row, and are no part of what is asked; without a name: a data frame's index."""
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import tempfile
+import zipfile
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -253,3 +259,38 @@ def test_pairs_come_back_from_a_table(delimiter: str, encoded: Callable[[str], b
     writer.writerows([("frage", "antwort"), *map(pair_of, lines)])
     columns = {"user": "frage", "assistant": "antwort"}
     assert through(encoded(target.getvalue()), columns=columns) == lines
+
+
+def packed(rows: list[Line]) -> dict[str, bytes]:
+    """Return the same rows in every kind of file whose bytes are not plain text."""
+    table = pa.Table.from_pylist(rows)
+    jsonl = b"\n".join(map(msgspec.json.encode, rows))
+    columns, stream, file, archive = (io.BytesIO() for _ in range(4))
+    pq.write_table(table, columns)
+    for target, kind in ((stream, pa.ipc.new_stream), (file, pa.ipc.new_file)):
+        with kind(target, table.schema) as writer:
+            writer.write_table(table)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as writer:
+        writer.writestr("rows.jsonl", jsonl)
+    whole = {"parquet": columns, "stream": stream, "file": file, "zip": archive}
+    texts = {
+        "gzip": gzip.compress(jsonl, mtime=0),
+        "zstd": zstandard.compress(jsonl),
+        "utf-16": jsonl.decode().encode("utf-16"),
+    }
+    return {**{name: target.getvalue() for name, target in whole.items()}, **texts}
+
+
+PACKED = packed([{"messages": [said("user", f"q{at}"), said("assistant", f"a{at}")]} for at in range(20)])
+
+
+@pytest.mark.parametrize("name", PACKED)
+@given(data=st.data())
+def test_damaged_bytes_are_refused_or_lose_rows_but_break_nothing(name: str, data: st.DataObject) -> None:
+    content = bytearray(PACKED[name])
+    places = st.integers(0, len(content) - 1)
+    for at, byte in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=4)):
+        content[at] = byte
+    content = content[: data.draw(st.just(len(content)) | places)]
+    with suppress(InvalidDataset):
+        assert len(through(bytes(content), allow_drops=True)) <= 20
