@@ -156,6 +156,7 @@ def require_file(path: Path) -> None:
 
 def require_good_data(path: Path, consequence: str) -> int:
     """Return the number of examples. Raises: CheckedDataset naming every line with a problem."""
+    from rose.domain import formats
     from rose.domain.training_data import Problem, read_examples
 
     examples = 0
@@ -174,7 +175,9 @@ def require_good_data(path: Path, consequence: str) -> int:
     if len(problems) > len(shown):
         shown.append(f"… and {len(problems) - len(shown)} more")
     count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
-    raise CheckedDataset(f"{path.name} has {count}; {consequence}", shown)
+    foreign = any(formats.COMMAND in problem.text for problem in problems)
+    convert = f"rose files convert {path} -o {path.with_suffix('.chat.jsonl')}" if foreign else None
+    raise CheckedDataset(f"{path.name} has {count}; {consequence}", shown, hint=convert)
 
 
 def upload_once(client: Client, path: Path) -> tuple[dict[str, Any], bool]:

@@ -139,6 +139,7 @@ async def test_checking_or_uploading_another_format_names_the_command(tmp_path: 
         done = await call(*command, str(source))
         assert done.status == 6
         assert "this is ShareGPT; convert the file first: rose files convert FILE -o OUT.jsonl" in done.err
+        assert f"rose files convert {source} -o {tmp_path / 'talk.chat.jsonl'}" in done.err
 
 
 async def test_reading_json_lines_needs_neither_pyarrow_nor_zstandard_nor_torch(tmp_path: Path) -> None:
