@@ -155,10 +155,14 @@ def require_file(path: Path) -> None:
 
 
 def require_good_data(path: Path, consequence: str) -> int:
-    """Return the number of examples. Raises: CheckedDataset naming every line with a problem."""
-    from rose.domain import formats
-    from rose.domain.training_data import Problem, read_examples
+    """Return the number of examples.
 
+    Raises: InvalidDataset for a name that the server refuses; CheckedDataset naming every line with a problem.
+    """
+    from rose.domain import formats
+    from rose.domain.training_data import Problem, check_name, read_examples
+
+    check_name(path.name)
     examples = 0
     problems: list[Problem] = []
     with path.open("rb") as lines:

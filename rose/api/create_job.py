@@ -19,6 +19,7 @@ from rose.api.services import Services
 from rose.domain import bases, hyperparameter_requests
 from rose.domain.job_commands import CreateJob
 from rose.domain.job_values import PinnedFile
+from rose.domain.training_data import check_name
 from rose.errors import InvalidRequest, NotFound
 from rose.ids import new_id
 
@@ -191,4 +192,5 @@ async def _file(services: Services, file_id: str, param: str) -> PinnedFile:
             param=param,
             hint="Upload it again with purpose fine-tune.",
         )
+    check_name(state.filename, param)
     return PinnedFile(id=state.id, filename=state.filename, artifact=state.artifact)

@@ -28,6 +28,7 @@ from rose.api.services import Services, TheServices
 from rose.blobs import BlobMismatch, TemporaryBlob
 from rose.domain.artifacts import Artifact
 from rose.domain.files import AddFile, FileState
+from rose.domain.training_data import check_name
 from rose.errors import InvalidRequest, NoSpace, NotFound, TooLarge
 from rose.ids import new_id
 
@@ -285,12 +286,8 @@ def _check(upload: Upload) -> tuple[str, str, int | None]:
     filename = _clean_filename(upload.filename)
     if upload.bytes == 0:
         raise InvalidRequest(f"The file {filename!r} is empty.", code="empty_file", param="file")
-    if purpose == "fine-tune" and not filename.lower().endswith(".jsonl"):
-        raise InvalidRequest(
-            f"Invalid file format for Fine-Tuning API. Must be .jsonl; this file is named {filename!r}.",
-            code="invalid_file_format",
-            param="file",
-        )
+    if purpose == "fine-tune":
+        check_name(filename, "file")
     return filename, purpose, _lifetime(upload.fields)
 
 

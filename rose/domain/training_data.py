@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from rose.domain import formats
+from rose.errors import InvalidDataset
 
 MAX_LINE_BYTES = 16 << 20
 """Longest line that is read; a conversation of this size fits no model."""
@@ -80,6 +81,24 @@ class _Bad(Exception):
         super().__init__(text)
         self.text = text
         self.message = message
+
+
+def check_name(name: str, param: str | None = None) -> None:
+    """Refuse a file that does not call itself JSON Lines, before it is sent, when it arrives and when a job names it.
+
+    Raises: InvalidDataset saying what to do.
+    """
+    if name.lower().endswith(".jsonl"):
+        return
+    hint = "If it holds one conversation per line, rename it so that its name ends in .jsonl."
+    if formats.convertible_suffix(name):
+        hint = f"Convert it: {formats.COMMAND}"
+    raise InvalidDataset(
+        f"Invalid file format for Fine-Tuning API. Must be .jsonl; this file is named {name!r}.",
+        code="invalid_file_format",
+        param=param,
+        hint=hint,
+    )
 
 
 def read_examples(lines: Iterable[bytes]) -> Iterator[ChatExample | Problem]:

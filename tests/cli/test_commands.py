@@ -75,6 +75,39 @@ async def test_broken_data_is_refused_by_line_and_nothing_is_uploaded(rose: Rose
     assert (await call("files", "check", str(broken))).status == 6
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("data.json", "Convert it: rose files convert FILE -o OUT.jsonl"),
+        ("data.jsonl.gz", "Convert it: rose files convert FILE -o OUT.jsonl"),
+        ("data", "If it holds one conversation per line, rename it so that its name ends in .jsonl."),
+    ],
+)
+async def test_check_upload_and_server_give_one_answer_about_a_name(
+    rose: Rose, seed_file: Path, tmp_path: Path, name: str, hint: str
+) -> None:
+    """The content is good, and nobody takes it under this name."""
+    other = tmp_path / name
+    other.write_bytes(seed_file.read_bytes())
+    said = f"Invalid file format for Fine-Tuning API. Must be .jsonl; this file is named '{name}'."
+    asked = [
+        ["files", "check", str(other)],
+        ["upload", str(other)],
+        ["upload", str(other), "--no-check"],
+        ["finetune", "create", str(other), "--model", "tiny"],
+    ]
+    for command in asked:
+        done = await rose(*command)
+        assert done.status in (2, 6), command
+        assert done.err.splitlines()[0].startswith(f"error[invalid_file_format]: {said}"), (command, done.err)
+        assert hint in done.err
+    assert (await rose("files", "list", "-q")).out == ""
+    upper = tmp_path / "DATA.JSONL"
+    upper.write_bytes(seed_file.read_bytes())
+    for command in (["files", "check", str(upper)], ["upload", str(upper)]):
+        assert (await rose(*command)).status == 0
+
+
 async def test_a_good_file_passes_the_check_without_a_server(seed_file: Path) -> None:
     done = await call("files", "check", str(seed_file), environment={"ROSE_URL": "http://127.0.0.1:1"})
     assert (done.status, done.out) == (0, "training_data.jsonl: 2 examples, no problems\n")
