@@ -45,6 +45,12 @@ class Output:
         if not self.quiet:
             _write(sys.stderr, text)
 
+    def thought(self, text: str) -> None:
+        """Print part of what a model thinks before it answers, on stderr."""
+        if not self.quiet:
+            sys.stderr.write(f"\x1b[2m{text}\x1b[0m" if _colour(sys.stderr) else text)
+            sys.stderr.flush()
+
     def warn(self, text: str) -> None:
         """Warn on stderr."""
         _write(sys.stderr, f"warning: {text}")

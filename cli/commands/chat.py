@@ -86,12 +86,19 @@ def newest_model(client: Client) -> str:
 
 
 def stream_answer(client: Client, body: dict[str, Any], common: Common) -> str:
-    """Print an answer piece by piece as it is made and return it."""
+    """Print an answer piece by piece as it is made and return it; what the model thinks before it is only talk."""
     pieces: list[str] = []
+    thinking = False
     try:
         for chunk in client.stream_chat(body):
             for choice in chunk["choices"]:
+                if thought := choice["delta"].get("reasoning_content"):
+                    thinking = True
+                    common.output.thought(thought)
                 piece = choice["delta"].get("content") or ""
+                if piece and thinking:
+                    thinking = False
+                    common.output.thought("\n\n")
                 pieces.append(piece)
                 common.output.piece(piece)
     finally:
