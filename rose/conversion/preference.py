@@ -80,6 +80,6 @@ def _joined(asked: list[Message], before: list[Message]) -> list[Message]:
     """Return the question of its own column in front of what both sides repeat, unless they say the same."""
     if asked[-1:] == before[-1:] or before == asked[-len(before) :]:
         return asked if len(asked) >= len(before) else before
-    if all(one["role"] == "system" for one in asked):
+    if all(one.get("role") == "system" for one in asked):
         return [*asked, *before]
     raise Drop("the prompt is not what chosen and rejected begin with")

@@ -142,6 +142,13 @@ async def test_checking_or_uploading_another_format_names_the_command(tmp_path: 
         assert f"rose files convert {source} -o {tmp_path / 'talk.chat.jsonl'}" in done.err
 
 
+@pytest.mark.parametrize("name", ["faq.csv", "talk.parquet", "talk.json", "talk.jsonl.gz", "talk.jsonl.zst"])
+async def test_uploading_a_file_of_another_kind_names_the_command(tmp_path: Path, name: str) -> None:
+    source = written(tmp_path / name, ROWS[:1])
+    done = await call("upload", str(source))
+    assert (done.status, "rose files convert" in done.err) == (6, True), done.err
+
+
 async def test_reading_json_lines_needs_neither_pyarrow_nor_zstandard_nor_torch(tmp_path: Path) -> None:
     source = written(tmp_path / "talk.jsonl", ROWS[:1])
     code = (
