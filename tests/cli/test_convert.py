@@ -7,13 +7,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cli.commands.convert import Format
 from cli.output import size
+from rose.domain.formats import FORMATS
 from tests.cli.conftest import Done, call
 
 pytestmark = pytest.mark.anyio
@@ -158,3 +160,7 @@ async def test_reading_json_lines_needs_neither_pyarrow_nor_zstandard_nor_torch(
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_every_format_can_be_named() -> None:
+    assert get_args(Format) == tuple(FORMATS)
