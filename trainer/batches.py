@@ -1,4 +1,4 @@
-"""Which example is trained when: the validation split, the order of an epoch, steps, micro-batches and the rate.
+"""Which example is trained when: the order of an epoch, steps, micro-batches and the rate.
 
 Pure and torch-free: everything is a function of the data, the seed and the step, so a run that is taken up again does
 the same as one that was never stopped. Packing only decides what shares a forward pass, never what a step learns from.
@@ -9,14 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rose.domain.hyperparameters import Hyperparameters
-
-_SUBSET_WORK = 50_000_000
-"""Most (groups x rows) for which an exact filling of the validation set is searched."""
+from trainer.held_out import Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,71 +37,13 @@ class Example:
     """One row of a data file. It is one document, or several where a template renders each answer apart."""
 
     documents: tuple[Document, ...]
-    prompt: str
-    """What the example asks, normalised; examples that ask the same stay on one side of a validation split."""
+    question: Question
+    """What the example asks; examples that ask the same stay on one side of a validation split."""
 
     @property
     def tokens(self) -> int:
         """Tokens of all its documents."""
         return sum(len(document) for document in self.documents)
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Rows of a data file by use, each in file order."""
-
-    training: tuple[int, ...]
-    validation: tuple[int, ...]
-    leaked: int
-    """Validation rows whose prompt is also trained on, because the prompts' counts did not allow otherwise."""
-
-
-def split(prompts: Sequence[str], held_out: int, seed: int) -> Split:
-    """Hold out exactly `held_out` rows so that no prompt is on both sides.
-
-    Prompts are taken in the order of a seeded hash. Only when no choice of whole groups of equal prompts has the exact
-    size, one group is divided; `leaked` then counts the rows of it that were held out.
-    """
-    groups: defaultdict[str, list[int]] = defaultdict(list)
-    for row, prompt in enumerate(prompts):
-        groups[prompt].append(row)
-    shuffled = sorted(groups.values(), key=lambda rows: _hash(f"split/{seed}/{prompts[rows[0]]}"))
-    chosen = _fill([len(rows) for rows in shuffled], held_out)
-    held = [row for index in chosen for row in shuffled[index]]
-    leaked = held_out - len(held)
-    if leaked:
-        rest = [rows for index, rows in enumerate(shuffled) if index not in chosen]
-        held += [row for rows in rest for row in rows][:leaked]
-    validation = frozenset(held)
-    return Split(
-        training=tuple(row for row in range(len(prompts)) if row not in validation),
-        validation=tuple(sorted(validation)),
-        leaked=leaked,
-    )
-
-
-def _fill(sizes: Sequence[int], wanted: int) -> set[int]:
-    """Choose indexes, early ones first, whose sizes sum to `wanted`, or to as much below it as is found."""
-    chosen: set[int] = set()
-    missing = wanted
-    for index, size in enumerate(sizes):
-        if size <= missing:
-            chosen.add(index)
-            missing -= size
-    if not missing or len(sizes) * wanted > _SUBSET_WORK:
-        return chosen
-    # Taking each group that fits got stuck: search all sums. Bit s of reachable[i] says that i groups can sum to s.
-    mask = (1 << (wanted + 1)) - 1
-    reachable = [1]
-    for size in sizes:
-        reachable.append((reachable[-1] | (reachable[-1] << size)) & mask)
-    total = reachable[-1].bit_length() - 1
-    chosen = set()
-    for index in range(len(sizes) - 1, -1, -1):
-        if not reachable[index] >> total & 1:
-            chosen.add(index)
-            total -= sizes[index]
-    return chosen
 
 
 def epoch_order(examples: int, seed: int, epoch: int) -> list[int]:

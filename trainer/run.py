@@ -28,9 +28,10 @@ from rose.domain.hyperparameters import Hyperparameters
 from rose.domain.job_values import StepMetrics
 from rose.errors import InvalidDataset, NoSpace, RoseError, Unavailable
 from rose.language_models.template import ChatTemplate, load_template
-from trainer.batches import Document, Example, Schedule, plan_hash, split
+from trainer.batches import Document, Example, Schedule, plan_hash
 from trainer.child import Channel, failed, log_to_standard_error, open_channel, read_spec
 from trainer.hardware import Hardware
+from trainer.held_out import split
 from trainer.methods import METHODS
 from trainer.optimization import Evaluation, Interrupted, Optimization, blind_loss
 from trainer.protocol import (
@@ -183,7 +184,7 @@ class Run:
             self.training = rows
             validation = read(Path(self.spec.validation_file))
         else:
-            sides = split([row.prompt for row in rows], wanted.validation_examples, wanted.seed)
+            sides = split([row.question for row in rows], wanted.validation_examples, wanted.seed)
             self.training = [rows[index] for index in sides.training]
             validation = [rows[index] for index in sides.validation]
             if sides.leaked:

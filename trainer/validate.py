@@ -103,7 +103,7 @@ def validate(spec: ValidationSpec, tell: Tell) -> ValidationPassed | Failed:
         tokens=training.tokens,
         validation_tokens=validation.tokens if validation else 0,
         needs=_needs(located, numbers),
-        warnings=tuple(_warnings(training, validation)),
+        warnings=(*_warnings(training, validation), *_held_out(numbers)),
     )
 
 
@@ -272,6 +272,16 @@ def _warnings(training: DataFile, validation: DataFile | None) -> list[Warned]:
         )
         warnings.append(Warned(code="validation_overlap", message=text))
     return warnings
+
+
+def _held_out(numbers: Hyperparameters) -> Iterator[Warned]:
+    """Yield a warning when validation was asked for and there is nothing to measure on."""
+    if numbers.validation_split and not numbers.validation_examples:
+        text = (
+            f"validation_split is {numbers.validation_split:g}, but nothing is held out of "
+            f"{numbers.training_examples} example(s): there is no validation loss, and training never stops early"
+        )
+        yield Warned(code="nothing_held_out", message=text)
 
 
 def _caveats(name: str, found: DataFile) -> Iterator[Warned]:

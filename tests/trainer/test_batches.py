@@ -1,4 +1,4 @@
-"""The schedule is a pure function of data, seed and step; a split leaks nothing; packing loses nothing."""
+"""The schedule is a pure function of data, seed and step; packing loses nothing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rose.domain.hyperparameter_requests import parse
-from rose.domain.hyperparameters import DataFacts, Hyperparameters, LoraSettings, held_out, resolve
-from trainer.batches import Document, Example, Schedule, epoch_order, pack, plan_hash, split
+from rose.domain.hyperparameters import DataFacts, Hyperparameters, LoraSettings, resolve
+from trainer.batches import Document, Example, Schedule, epoch_order, pack, plan_hash
+from trainer.held_out import Question
+
+QUESTION = Question(asked=b"", instructed=b"", dialogue=())
 
 
 def hyperparameters(examples: int, **asked: object) -> Hyperparameters:
@@ -27,9 +30,9 @@ def hyperparameters(examples: int, **asked: object) -> Hyperparameters:
     return resolve(parse(asked), facts, seed=7)
 
 
-def example(*tokens: int, prompt: str = "") -> Example:
+def example(*tokens: int) -> Example:
     ids = array("q", tokens)
-    return Example(documents=(Document(ids=ids, weights=array("f", [1.0] * len(ids))),), prompt=prompt)
+    return Example(documents=(Document(ids=ids, weights=array("f", [1.0] * len(ids))),), question=QUESTION)
 
 
 @given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 400))
@@ -49,32 +52,6 @@ def test_packing_many_documents_takes_a_moment() -> None:
 def test_packing_fills_what_fits() -> None:
     assert pack([5, 3, 2, 4, 1], 6) == [[0, 4], [2, 3], [1]]
     assert pack([5, 3, 2], 0) == [[0], [1], [2]]
-
-
-@given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=60), st.floats(0.05, 0.9), st.integers(0, 5))
-def test_a_split_has_the_exact_size_and_leaks_only_when_it_must(prompts: list[str], share: float, seed: int) -> None:
-    wanted = held_out(len(prompts), share)
-    sides = split(prompts, wanted, seed)
-    assert len(sides.validation) == wanted
-    assert sorted(sides.training + sides.validation) == list(range(len(prompts)))
-    trained = {prompts[row] for row in sides.training}
-    assert sum(prompts[row] in trained for row in sides.validation) == sides.leaked
-    sizes = [prompts.count(prompt) for prompt in set(prompts)]
-    reachable = {0}
-    for size in sizes:
-        reachable |= {total + size for total in reachable}
-    assert (sides.leaked == 0) == (wanted in reachable)
-
-
-def test_a_split_depends_on_the_seed_and_on_nothing_else() -> None:
-    prompts = [f"question {row}" for row in range(50)]
-    assert split(prompts, 10, 1) == split(prompts, 10, 1)
-    assert split(prompts, 10, 1) != split(prompts, 10, 2)
-
-
-def test_nothing_is_held_out_without_a_split() -> None:
-    sides = split(["a", "b"], 0, 1)
-    assert (sides.training, sides.validation, sides.leaked) == ((0, 1), (), 0)
 
 
 def test_every_epoch_visits_every_example_once_in_its_own_order() -> None:

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rose.domain import training_data
 from rose.language_models.template import load_template
 from tests.trainer.runs import Job, Outcome, pairs, rows
-from trainer.batches import Example, split
-from trainer.methods.sft import prompt_of, read_examples
+from trainer.batches import Example
+from trainer.held_out import Question, question_of, split
+from trainer.methods.sft import read_examples
 from trainer.protocol import StepDone, Warned
 
 # PEFT asks transformers by a name that it warns of.
@@ -221,17 +222,17 @@ def test_validation_split(run: Any, fixture_base: Path) -> None:
     assert all(step.valid_loss is not None and step.valid_mean_token_accuracy is not None for step in steps)
     assert [step.step for step in steps if step.full_valid_loss is not None] == [3, 6]
     assert all(report.metrics.valid_loss is None for report in usual.of(StepDone))
-    sides = split(prompts(held.blobs.root.parent / "training.jsonl"), 2, 7)
+    sides = split(questions(held.blobs.root.parent / "training.jsonl"), 2, 7)
     held_out = [rows(pairs(EXAMPLES))[index] for index in sides.validation]
     for step in (3, 6):
         expected = loss_of(held, fixture_base, held_out, step)
         assert steps[step - 1].full_valid_loss == pytest.approx(expected, abs=1e-4)
 
 
-def prompts(path: Path) -> list[str]:
+def questions(path: Path) -> list[Question]:
     with path.open("rb") as lines:
         found = list(training_data.read_examples(lines))
-    return [prompt_of(example) for example in found if isinstance(example, training_data.ChatExample)]
+    return [question_of(example) for example in found if isinstance(example, training_data.ChatExample)]
 
 
 def test_equal_prompts_never_stand_on_both_sides(tmp_path: Path, fixture_base: Path) -> None:
@@ -239,8 +240,9 @@ def test_equal_prompts_never_stand_on_both_sides(tmp_path: Path, fixture_base: P
     data = rows((f"{'What' if n % 2 else 'what '} is number  {n % 4}?", f"Answer {n}.") for n in range(12))
     job = Job(tmp_path, fixture_base, data, {"n_epochs": 1, "validation_split": 0.25})
     assert job.hyperparameters.validation_examples == 3
-    keys = prompts(job.training_file)
-    sides = split(keys, 3, 7)
+    asked = questions(job.training_file)
+    sides = split(asked, 3, 7)
+    keys = [question.asked for question in asked]
     assert len({keys[row] for row in sides.validation}) == 1
     assert not {keys[row] for row in sides.validation} & {keys[row] for row in sides.training}
     assert not job.run().of(Warned)
@@ -251,6 +253,20 @@ def test_one_prompt_for_all_is_divided_with_a_warning(tmp_path: Path, fixture_ba
     outcome = Job(tmp_path, fixture_base, data, {"n_epochs": 1, "validation_split": 0.2, "batch_size": 4}).run()
     assert [warning.code for warning in outcome.of(Warned)] == ["validation_overlap"]
     assert len(outcome.losses) == 2
+
+
+def test_conversations_that_begin_with_the_same_greeting_are_told_apart(tmp_path: Path, fixture_base: Path) -> None:
+    """The greeting comes before anything is asked; it made all rows one question, and the first rows were held out."""
+    hello = {"role": "assistant", "content": "Hello!"}
+    data = [{"messages": [hello, *row["messages"]]} for row in rows(pairs(20))]
+    job = Job(tmp_path, fixture_base, data, {"n_epochs": 1, "validation_split": 0.2, "batch_size": 4})
+    sides = split(questions(job.training_file), 4, 7)
+    assert sides.validation != (0, 1, 2, 3)
+    outcome = job.run()
+    assert not outcome.of(Warned)
+    held_out = [data[row] for row in sides.validation]
+    last = outcome.of(StepDone)[-1].metrics
+    assert last.full_valid_loss == pytest.approx(loss_of(outcome, fixture_base, held_out, 4), abs=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -187,6 +187,17 @@ def test_too_few_examples_fail_with_openais_words(make: Make) -> None:
     assert not warned(passed(make(rows(pairs(10)), minimum_examples=10)))
 
 
+def test_a_split_that_holds_nothing_out_says_so(make: Make) -> None:
+    alone = passed(make(rows(pairs(1)), hyperparameters={"validation_split": 0.2}))
+    assert alone.hyperparameters.validation_examples == 0
+    assert warned(alone)["nothing_held_out"] == (
+        "validation_split is 0.2, but nothing is held out of 1 example(s): there is no validation loss, and training "
+        "never stops early"
+    )
+    for count, asked in ((1, {}), (2, {"validation_split": 0.2}), (1, {"validation_split": 0})):
+        assert "nothing_held_out" not in warned(passed(make(rows(pairs(count)), hyperparameters=asked)))
+
+
 def test_long_examples_are_cut_with_a_warning_that_names_lines(make: Make) -> None:
     training = [*rows(pairs(9)), long_row(3000), long_row(4000)]
     assert warned(passed(make(training))) == {

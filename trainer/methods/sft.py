@@ -19,6 +19,7 @@ from rose.errors import InvalidDataset
 from rose.language_models.template import ChatTemplate
 from trainer.attention import use_attention, use_packed_attention
 from trainer.batches import Document, Example
+from trainer.held_out import question_of
 from trainer.losses import label_cross_entropy, logits_cross_entropy
 
 _PROBED_ROWS = 32
@@ -75,22 +76,9 @@ def read_examples(
                 Document(ids=array("q", rendered.ids), weights=array("f", rendered.weights))
                 for rendered in template.render(item, maximum_tokens, thinking=thinking).examples
             )
-            examples.append(Example(documents=documents, prompt=prompt_of(item)))
+            examples.append(Example(documents=documents, question=question_of(item)))
             alive()
     return examples
-
-
-def prompt_of(example: training_data.ChatExample) -> str:
-    """Return what is asked before the first answer, without regard to case and spacing.
-
-    Conversations that begin alike must not be divided between training and validation, however they go on.
-    """
-    asked: list[str] = []
-    for message in example.messages:
-        if message["role"] == "assistant":
-            break
-        asked.append(f"{message['role']}: {' '.join(message['content'].casefold().split())}")
-    return "\n".join(asked)
 
 
 def assemble(documents: Sequence[Document], device: torch.device) -> MicroBatch:
