@@ -54,8 +54,11 @@ async def preview_content(request: AnyRequest, services: TheServices) -> dict[st
     """Show lines of a text, JSONL that was not uploaded, as a model sees them."""
     body = await read_object(request, nul_allowed=True)
     asked = _asked(body)
-    content = require_text(body, "content").encode()
-    lines, thinking = await anyio.to_thread.run_sync(_from_lines, content.splitlines(keepends=True), asked)
+    content = body.get("content")
+    if not isinstance(content, str):
+        wrong_type("content", "a string of JSONL", content)
+    given = content.encode("utf-8", "replace").splitlines(keepends=True)
+    lines, thinking = await anyio.to_thread.run_sync(_from_lines, given, asked)
     return await _shown(services, asked, lines, thinking)
 
 

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.anyio
 
 PLAIN = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "Four <|im_end|>."}]}
 BAD = {"messages": [{"role": "bot", "content": "2+2?"}]}
-ROWS = [PLAIN, BAD, PLAIN]
+LONG = {"messages": [{"role": "user", "content": "2+2? " * 200}, {"role": "assistant", "content": "Four."}]}
+ROWS = [PLAIN, BAD, PLAIN, LONG]
 CONTENT = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
@@ -59,7 +60,13 @@ async def test_lines_of_a_file_and_of_a_text_are_shown_with_what_is_learned(api:
 
 @pytest.mark.parametrize(
     ("more", "param"),
-    [({"line": 9}, "line"), ({"line": 0}, "line"), ({"count": 51}, "count"), ({"thinking": "x"}, "thinking")],
+    [
+        ({"content": 7}, "content"),
+        ({"line": 9}, "line"),
+        ({"line": 0}, "line"),
+        ({"count": 51}, "count"),
+        ({"thinking": "x"}, "thinking"),
+    ],
 )
 async def test_what_cannot_be_shown_is_named(api: Running, fixture_base: Path, more: Any, param: str) -> None:
     answer = await api.http.post("/v1/files/preview", json={"model": str(fixture_base), "content": CONTENT, **more})
