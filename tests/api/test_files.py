@@ -114,6 +114,25 @@ async def test_an_expired_file_is_as_a_deleted_one(api: Running) -> None:
     assert (refused.value.param, refused.value.code) == ("training_file", "file_not_found")
 
 
+@pytest.mark.parametrize("name", ["data.json", "data.csv.gz", "data"])
+async def test_a_name_that_training_does_not_take_gets_one_answer(api: Running, name: str) -> None:
+    """At the upload, and from a job for a file that is there from before."""
+    with pytest.raises(openai.BadRequestError) as at_upload:
+        await api.openai.files.create(file=(name, SEED), purpose="fine-tune")
+    assert (at_upload.value.param, at_upload.value.code) == ("file", "invalid_file_format")
+    with api.services.blobs.open_temporary() as blob:
+        blob.write(SEED)
+        content = blob.commit("files/file_old")
+    old = AddFile(file_id="file_old", at=int(time.time()), filename=name, purpose="fine-tune", artifact=content)
+    await api.services.commands.add_file(old, Request(actor=Actor(kind="client")))
+    with pytest.raises(openai.BadRequestError) as at_creation:
+        await api.openai.fine_tuning.jobs.create(model="tiny", training_file="file_old")
+    assert (at_creation.value.param, at_creation.value.code) == ("training_file", "invalid_file_format")
+    assert at_upload.value.response.json()["error"]["message"] == at_creation.value.response.json()["error"]["message"]
+    assert f"this file is named '{name}'" in at_upload.value.message
+    assert (await api.openai.files.create(file=(name, SEED), purpose="user_data")).filename == name
+
+
 def _form(name: str = "a.jsonl", content: bytes = b"{}\n", **fields: str) -> dict[str, Any]:
     return {"files": {"file": (name, content)}, "data": {"purpose": "fine-tune", **fields}}
 
