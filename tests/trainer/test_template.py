@@ -424,3 +424,17 @@ def test_a_tokenizer_whose_marks_have_no_rows_does_not_belong_to_the_weights(tok
     ) as caught:
         ChatTemplate(tokenizer, rows=1024)
     assert caught.value.code == "model_not_available"
+
+
+def test_a_thought_in_a_job_without_thinking_is_refused(tokenizer: Any) -> None:
+    empty, own = (
+        "loop.last %}{{ '<think>\\n\\n</think>",
+        "loop.last %}{{ '<think>\\n' + message.reasoning_content + '\\n</think>",
+    )
+    tokenizer.chat_template = THINKING.replace(empty, own, 1)
+    messages = ({"role": "user", "content": "1"}, {"role": "assistant", "content": "a", "reasoning_content": "Hm."})
+    example = ChatExample(line=7, number=3, messages=messages)
+    (only,) = render_training(tokenizer, example, 500, thinking=True).examples
+    assert learned(tokenizer, only) == ["<think>\nHm.\n</think>\n\na<|im_end|>"]
+    with pytest.raises(InvalidDataset, match=r"message 2 \(line 7\): has a thought, .* train with thinking on"):
+        render_training(tokenizer, example, 500, thinking=False)

@@ -47,9 +47,13 @@ def left_edge(prompt: Rendered, whole: Rendered, message: Message, marks: Marks)
     )
     left = "".join(units[same:])
     start = begin + len("".join(others[:same]))
-    if not left.strip() or _EMPTY_THOUGHT.match(left):
+    if not left.strip() or (_EMPTY_THOUGHT.match(left) and not message.thought):
         return Left(start)
     opened = _OPENED_THOUGHT.match(left.lstrip())
+    if opened is None and message.thought:
+        raise Refused(
+            "has a thought, but the model is asked to answer without; train with thinking on", message.position
+        )
     if opened is None:
         raise Refused(
             f"the model is asked for this answer otherwise than its template renders it "
