@@ -15,7 +15,7 @@ from rose.domain.hyperparameters import DataFacts, Hyperparameters, LoraSettings
 from trainer.batches import Document, Example, Schedule, epoch_order, pack, plan_hash
 from trainer.held_out import Question
 
-QUESTION = Question(asked=b"", instructed=b"", dialogue=())
+QUESTION = Question(whole=b"", parts=frozenset())
 
 
 def hyperparameters(examples: int, **asked: object) -> Hyperparameters:

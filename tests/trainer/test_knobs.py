@@ -242,7 +242,7 @@ def test_equal_prompts_never_stand_on_both_sides(tmp_path: Path, fixture_base: P
     assert job.hyperparameters.validation_examples == 3
     asked = questions(job.training_file)
     sides = split(asked, 3, 7)
-    keys = [question.asked for question in asked]
+    keys = [question.whole for question in asked]
     assert len({keys[row] for row in sides.validation}) == 1
     assert not {keys[row] for row in sides.validation} & {keys[row] for row in sides.training}
     assert not job.run().of(Warned)
