@@ -253,6 +253,8 @@ def _message(value: Any, index: int) -> dict[str, Any]:
     if role not in ROLES:
         raise bad(f".role is {_shown(role)}; expected {', '.join(ROLES[:-1])} or {ROLES[-1]}")
     message = _without_nulls(value)
+    if message.get("annotations") == []:
+        del message["annotations"]  # the official SDK's dump of an answer that cites nothing
     unknown = sorted(set(message) - _MESSAGE_KEYS)
     if unknown:
         raise bad(f" has the unknown key {unknown[0]!r}; {_near(unknown[0], _MESSAGE_KEYS)}")
@@ -304,7 +306,9 @@ def _content(message: dict[str, Any], role: str, calls: bool, bad: Any) -> str:
         raise bad(" has no content")
     if isinstance(content, list):
         content, refused = _parts(content, role, bad)
-        refusal += refused
+        if refused and refusal not in ("", refused):
+            raise bad(" has two different refusals")
+        refusal = refusal or refused
     if not isinstance(content, str | None):
         raise bad(f".content is {_kind(content)}; expected a text")
     if refusal and (content or "").strip():

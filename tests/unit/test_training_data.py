@@ -72,6 +72,11 @@ def test_line_numbers_are_physical_and_example_numbers_are_not() -> None:
         (line(USER, ASSISTANT, extra=1), "unknown key 'extra'; allowed are functions, messages,"),
         (line(USER, ASSISTANT, tool=[]), "unknown key 'tool'; did you mean 'tools'?"),
         (line(USER, {**ASSISTANT, "refusal": "No."}), "messages[1] has a refusal and a text; an answer is one of them"),
+        (
+            line(USER, {**ASSISTANT, "content": [{"type": "refusal", "refusal": "No."}], "refusal": "Never."}),
+            "messages[1] has two different refusals",
+        ),
+        (line(USER, {**ASSISTANT, "annotations": [{"type": "url_citation"}]}), "has the unknown key 'annotations'"),
         (line(USER, {"role": "assistant", "refusal": 3}), "messages[1].refusal is a number; expected a text"),
         (line({**USER, "refusal": "No."}, ASSISTANT), "messages[0].refusal is allowed on assistant messages only"),
         (line(USER, {"role": "assistant", "refusal": None, "content": None}), "messages[1] has no content"),
@@ -155,6 +160,11 @@ def test_null_is_kept_where_it_is_an_answer() -> None:
         {"content": "", "refusal": "I cannot help with that."},
         {"refusal": "I cannot help with that."},
         {"content": [{"type": "refusal", "refusal": "I cannot help with that."}]},
+        {
+            "content": [{"type": "refusal", "refusal": "I cannot help with that."}],
+            "refusal": "I cannot help with that.",
+        },
+        {"content": None, "refusal": "I cannot help with that.", "annotations": []},
     ],
 )
 def test_a_refusal_is_the_answer(answer: dict[str, Any]) -> None:
