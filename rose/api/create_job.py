@@ -29,6 +29,8 @@ MAX_METADATA_KEY = 64
 MAX_METADATA_VALUE = 512
 METHODS = ("supervised", "dpo", "reinforcement")
 SUPPORTED_METHODS = ("supervised",)
+_ELSEWHERE = {"lr": "learning_rate_multiplier", "rank": "r", "lora_r": "r", "lora_rank": "r"}
+"""What other trainers call some of the keys."""
 _LORA = Schema(
     one_of=[
         closed(**dict.fromkeys(hyperparameter_requests.LORA_KEYS, Schema())),
@@ -65,7 +67,7 @@ async def read_create_job(services: Services, body: dict[str, Any]) -> CreateJob
     Raises: InvalidRequest naming the field, also one that nobody reads: a job that trains otherwise than its request
     says would cost hours.
     """
-    check_keys(body, CREATE_BODY)
+    check_keys(body, CREATE_BODY, _ELSEWHERE)
     model = require_text(body, "model")
     training_id = require_text(body, "training_file")
     validation_id = optional_text(body, "validation_file")

@@ -15,15 +15,17 @@ from rose.api.body import MAX_KEY_SHOWN
 from rose.errors import InvalidRequest
 
 
-def check_keys(body: Mapping[str, Any], schema: Schema) -> None:
+def check_keys(body: Mapping[str, Any], schema: Schema, elsewhere: Mapping[str, str] | None = None) -> None:
     """Check the keys of a body and of all closed objects in it; keys whose value is null count as absent.
+
+    `elsewhere` says what keys are called here that go by quite another name in other programs.
 
     Raises: InvalidRequest naming the first unknown key, and what it is near to.
     """
     places = list(_places(schema, ""))
     for path, key, allowed in _unknown(body, schema, ""):
         shown = f"{path}{key[:MAX_KEY_SHOWN]}"
-        near = _meant(key, path, places)
+        near = _meant((elsewhere or {}).get(key.casefold(), key), path, places)
         raise InvalidRequest(
             f"Unknown parameter: {shown}. "
             + (f"Did you mean {near}?" if near else f"Allowed are {', '.join(f'{path}{name}' for name in allowed)}."),

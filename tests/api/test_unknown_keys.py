@@ -28,6 +28,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"x" * 500: 3}, "x" * 80, "Allowed are model"),
     ({"hyperparameters": {"epochs": 3}}, "hyperparameters.epochs", "Did you mean hyperparameters.n_epochs?"),
     ({"hyperparameters": {"lora_r": 3}}, "hyperparameters.lora_r", "Did you mean hyperparameters.lora_config.r?"),
+    (
+        {"hyperparameters": {"lora_config": {"rank": 8}}},
+        "hyperparameters.lora_config.rank",
+        "Did you mean hyperparameters.lora_config.r?",
+    ),
+    ({"hyperparameters": {"lr": 1}}, "hyperparameters.lr", "Did you mean hyperparameters.learning_rate_multiplier?"),
     ({"hyperparameters": {"optimizer": "x"}}, "hyperparameters.optimizer", "Allowed are hyperparameters.n_epochs,"),
     ({"file": "file_x"}, "file", "Did you mean training_file?"),
     (
