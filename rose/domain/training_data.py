@@ -1,7 +1,7 @@
 """Reads chat training data line by line: examples, and problems that name line, example, message and reason. Pure.
 
 The same check runs on the command line before an upload and in the validation of a job. Memory is bounded by the
-longest line. OpenAI's rules are followed where it has them (CONTRACT 6); over-long examples are no problem here, they
+longest line. OpenAI's rules are followed where it has them; over-long examples are no problem here, they
 are cut when rendered.
 """
 
@@ -255,6 +255,8 @@ def _message(value: Any, index: int) -> dict[str, Any]:
     message = _without_nulls(value)
     if message.get("annotations") == []:
         del message["annotations"]  # the official SDK's dump of an answer that cites nothing
+    if message.get("tool_calls") == []:
+        del message["tool_calls"]  # vLLM's dump of an answer that calls nothing
     unknown = sorted(set(message) - _MESSAGE_KEYS)
     if unknown:
         raise bad(f" has the unknown key {unknown[0]!r}; {_near(unknown[0], _MESSAGE_KEYS)}")

@@ -86,7 +86,7 @@ def test_line_numbers_are_physical_and_example_numbers_are_not() -> None:
         (line({**USER, "reasoning_content": "Hm."}, ASSISTANT), ".reasoning_content is allowed on assistant"),
         (line({**USER, "name": 3}, ASSISTANT), "messages[0].name is a number; expected a text"),
         (line({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, ASSISTANT), "only text can be"),
-        (line(USER, {"role": "assistant", "tool_calls": []}), "at least one call"),
+        (line(USER, {"role": "assistant", "tool_calls": []}), "has no content"),
         (
             line(USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}),
             "not valid JSON",
@@ -267,3 +267,8 @@ def test_memory_is_bounded_whatever_the_line(tmp_path: Path) -> None:
 
 def test_a_line_of_ten_megabytes_is_read() -> None:
     assert len(example(line({**USER, "content": "x" * (10 << 20)}, ASSISTANT)).messages[0]["content"]) == 10 << 20
+
+
+def test_an_empty_list_of_calls_is_none() -> None:
+    read = example(line(USER, {"role": "assistant", "content": "Four.", "tool_calls": []}))
+    assert read.messages[1] == {"role": "assistant", "content": "Four."}

@@ -123,7 +123,7 @@ def _content(message: Mapping[str, Any], position: int) -> str:
     """Return the text: of a string, of its parts with nothing between them, or the refusal in its place."""
     content = message.get("content")
     pieces: list[str] = []
-    refusals: list[str] = [message["refusal"]] if message.get("refusal") else []
+    refusals: list[str] = []
     parts: list[Any] = [content] if isinstance(content, str) else list(content or ())
     for part in parts:
         kind: Any = part.get("type", "text") if isinstance(part, dict) else "text"
@@ -132,10 +132,13 @@ def _content(message: Mapping[str, Any], position: int) -> str:
             (pieces if kind == "text" else refusals).append(text)
         else:
             raise Refused(f"holds {kind!r}; only text can be read", position)
-    text = "".join(pieces)
-    if refusals and text.strip():
+    text, refusal = "".join(pieces), "".join(refusals)
+    if message.get("refusal") and refusal not in ("", message["refusal"]):
+        raise Refused("has two different refusals", position)
+    refusal = refusal or str(message.get("refusal") or "")
+    if refusal and text.strip():
         raise Refused("has a refusal and a text; an answer is one of them", position)
-    return "".join(refusals) or text
+    return refusal or text
 
 
 def _thought(message: Mapping[str, Any], content: str, position: int, thoughts: bool) -> tuple[str, str]:
