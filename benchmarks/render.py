@@ -17,7 +17,7 @@ from rose.domain.training_data import ChatExample
 from rose.language_models.template import ChatTemplate, load_template
 from tests.real_templates.fetch import fetch
 
-EXAMPLES = 2_000
+EXAMPLES = 10_000
 ROUNDS = 5
 FAMILIES = ("smollm2", "qwen3", "llama3_1")
 DATA = Path(__file__).parent.parent / "cli" / "data" / "quickstart.jsonl"
