@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rose.log.pool import Pool
 from rose.settings import Settings
 from tests.api.conftest import serving
 from tests.api.running import Running, free_port
+from tests.cli.conftest import call
 from tests.eventually import eventually
 
 pytestmark = pytest.mark.anyio
@@ -78,3 +80,21 @@ async def test_an_unknown_file_or_model_is_a_404(api: Running, fixture_base: Pat
     assert gone.status_code == 404
     nobody = await api.http.post("/v1/files/preview", json={"model": "nobody", "content": CONTENT})
     assert (nobody.status_code, nobody.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_the_command_line_brackets_what_is_learned_in_a_pipe(
+    api: Running, fixture_base: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(CONTENT)
+    rose = partial(call, environment={"ROSE_URL": api.services.settings.url})
+    shown = await rose("files", "preview", str(path), "--model", str(fixture_base), "--line", "2", "--count", "2")
+    assert shown.status == 0, shown.err
+    assert shown.out.startswith('line 2: cannot be learned from: messages[0].role is "bot"')
+    assert "line 3: 1 sequence, " in shown.out
+    assert "<|im_start|>assistant\n⟦Four <|im_end|>.<|im_end|>⟧\n" in shown.out
+    await api.openai.files.create(file=("a.jsonl", CONTENT.encode()), purpose="fine-tune")
+    stored = await rose("files", "preview", "last", "--model", str(fixture_base), "--line", "2", "--count", "2")
+    assert stored.out == shown.out
+    past = await rose("files", "preview", str(path), "--model", str(fixture_base), "--line", "9")
+    assert (past.status, past.err) == (2, f"error[invalid_value]: {path} has no line 9.\n")
