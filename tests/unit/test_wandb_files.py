@@ -61,16 +61,16 @@ def test_the_newest_step_of_all_attempts_counts_and_other_runs_do_not(tmp_path: 
     assert last_step(tmp_path, "ftjob_b", int) == 0
 
 
-def test_what_was_killed_before_it_wrote_is_swept(tmp_path: Path) -> None:
-    for number, content in enumerate((b"", HEADER, written([b"1"])[:-1], written([b"1"]))):
+def test_torn_ends_are_cut_off_and_what_has_nothing_else_is_deleted(tmp_path: Path) -> None:
+    torn = (b"", HEADER, written([b"1"])[:-1], written([b"1"]), written(RECORDS)[:-1], written(RECORDS[:5])[:-50_000])
+    for number, content in enumerate(torn):
         path = tmp_path / "wandb" / f"offline-run-2026010{number}_000000-ftjob_a" / "run-ftjob_a.wandb"
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
-    wandb_files.sweep(tmp_path, "ftjob_a")
-    assert [path.parent.name for path in wandb_files.files(tmp_path, "ftjob_a")] == [
-        "offline-run-20260103_000000-ftjob_a"
-    ]
-    assert len(list((tmp_path / "wandb").iterdir())) == 1
+    wandb_files.mend(tmp_path, "ftjob_a")
+    left = [path.read_bytes() for path in wandb_files.files(tmp_path, "ftjob_a")]
+    assert left == [written([b"1"]), written(RECORDS[:5]), written(RECORDS[:4])]
+    assert len(list((tmp_path / "wandb").iterdir())) == 3
 
 
 def test_another_file_is_refused() -> None:

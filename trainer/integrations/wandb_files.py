@@ -6,6 +6,7 @@ piece a block, each piece behind checksum, length and kind. The last one of a ki
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import time
@@ -29,6 +30,11 @@ def files(folder: Path, run_id: str) -> list[Path]:
 
 def records(content: bytes) -> Iterator[bytes]:
     """Yield the records of a file up to its end or to where it is torn. Raises: ValueError when it is no such file."""
+    return (record for record, _ in _records(content))
+
+
+def _records(content: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yield each whole record and where it ends."""
     if len(content) < FILE_HEADER_BYTES:
         return  # killed before anything was written
     if not content.startswith(MAGIC):
@@ -47,14 +53,18 @@ def records(content: bytes) -> Iterator[bytes]:
             return
         record = content[begin:position] if kind in (FULL, FIRST) else record + content[begin:position]
         if kind in (FULL, LAST):
-            yield record
+            yield record, position
 
 
-def sweep(folder: Path, run_id: str) -> None:
-    """Delete what attempts left that were killed before they wrote anything: uploading the others stops at that."""
+def mend(folder: Path, run_id: str) -> None:
+    """Cut off the torn ends that killed attempts left, and delete what has nothing else: `wandb sync` stops at them."""
     for path in files(folder, run_id):
-        if not any(True for _ in records(path.read_bytes())):
+        content = path.read_bytes()
+        whole = max((end for _, end in _records(content)), default=0)
+        if whole == 0:
             shutil.rmtree(path.parent)
+        elif whole < len(content):
+            os.truncate(path, whole)
 
 
 def last_step(folder: Path, run_id: str, step_of: Callable[[bytes], int | None]) -> int:

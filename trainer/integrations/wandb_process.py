@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path(spec.folder)
     folder.mkdir(parents=True, exist_ok=True)
     wandb_files.wait_until_quiet(folder, spec.run_id)
-    wandb_files.sweep(folder, spec.run_id)
+    wandb_files.mend(folder, spec.run_id)
     written = wandb_files.last_step(folder, spec.run_id, _step_of)
     try:
         run = _begin(spec)
