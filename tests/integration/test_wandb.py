@@ -16,13 +16,16 @@ from rose.domain.job_events import JobWarned, StepsReported
 from rose.local import launcher
 from rose.log.pool import Pool
 from rose.settings import Settings
+from tests.api.running import free_port
 from tests.eventually import eventually
 from tests.integration.test_worker_journal import claim
 from tests.scripted_child import STEADY_STEPS
 from tests.trainers import QUICK, House
 from tests.unit import samples
 from tests.wandb_runs import WrittenRun, logger_of
+from tests.wandb_server import API_KEY
 from trainer import supervision
+from trainer.integrations import wandb_mirror
 from trainer.integrations.wandb_mirror import mirrored
 from trainer.protocol import Warned
 
@@ -71,6 +74,7 @@ async def accepted(house: House, job_id: str) -> list[dict[str, Any]]:
 
 async def logged(house: House, job_id: str, run_id: str | None = None) -> WrittenRun:
     """Wait until the run is finished, and return it."""
+    await eventually(lambda: "state" in written(house, job_id, run_id).summary)
     await eventually(lambda: written(house, job_id, run_id).exit_codes)
     return written(house, job_id, run_id)
 
@@ -174,6 +178,22 @@ async def test_a_service_that_refuses_is_a_warning_and_the_run_is_written_to_dis
     assert "API key" in message
     assert str(house.blobs.path(f"jobs/{job_id}/wandb")) in where
     assert run.steps == list(range(1, STEADY_STEPS + 1))
+
+
+async def test_a_service_that_nobody_reaches_costs_the_job_nothing_and_the_run_is_whole_on_disk(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", API_KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(wandb_mirror, "DRAIN_SECONDS", 60.0)
+    async with house.trainer():
+        job_id = await house.create_queued(integrations=(PLAIN,))
+        assert (await house.ended(job_id)).status == "succeeded"
+        run = await logged(house, job_id)
+    assert run.steps == list(range(1, STEADY_STEPS + 1))
+    assert run.summary["state"] == "succeeded"
+    assert run.files[-1].parent.name.startswith("offline-run-")
 
 
 async def test_training_that_begins_anew_begins_another_run(house: House) -> None:

@@ -25,7 +25,8 @@ LONGEST_QUIET_SECONDS = 15.0
 
 def files(folder: Path, run_id: str) -> list[Path]:
     """Return the files of a run below the job's folder, of every attempt, oldest first."""
-    return sorted(folder.glob(f"wandb/*run-*-{run_id}*/run-{run_id}.wandb"))
+    found = folder.glob(f"wandb/*run-*-{run_id}*/run-{run_id}.wandb")
+    return sorted(found, key=lambda path: path.parent.name.removeprefix("offline-"))
 
 
 def records(content: bytes) -> Iterator[bytes]:

@@ -39,8 +39,8 @@ MODULE = "trainer.integrations.wandb_process"
 PACE_SECONDS = 1.0
 """Between looks at the log, to which a run is appended about as often."""
 PAGE_EVENTS = 50
-DRAIN_SECONDS = 10.0
-"""After the run, for the process to upload and finish. What is late stays in the run's folder, to be synced by hand."""
+DRAIN_SECONDS = 15.0
+"""After the run, to upload and finish, or to find that nobody answers and write to disk; what is late is not logged."""
 STOP_SECONDS = 3.0
 """The same while the trainer itself is about to end."""
 MAX_STARTS = 3

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 NICENESS = 5
 """Training goes first."""
-INIT_SECONDS = 30.0
+INIT_SECONDS = 10.0
 """For the service's first answer; steps wait in the log meanwhile."""
 FINISH_SECONDS = 8.0
 """For the upload of what is left, a little less than the supervisor waits."""
