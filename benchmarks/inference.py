@@ -136,7 +136,7 @@ def measure(name: str, folder: Path, blobs: Blobs) -> list[list[str]]:
     tuned: Any = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), str(blobs.path(adapters[0].path))
     )
-    end = {str(tokenizer.eos_token_id): -100}
+    end = {str(template.tokenizer.eos_token_id): -100}
 
     def asked(prompt: str, adapter: Artifact | None) -> GenerationRequest:
         messages = [{"role": "user", "content": prompt}]

@@ -55,6 +55,7 @@ ARRAY = json.dumps(ROWS, indent=2).encode()
         (b'{"data": [\n1\n]}\n', "There are no rows that can be read"),
         (b"\xff\xfe\x00", "damaged or cut off"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_file_that_is_broken_is_refused_with_a_sentence(tmp_path: Path, content: bytes, says: str) -> None:
     source = tmp_path / "data.bin"
@@ -97,7 +98,9 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "content"), [("pyarrow", b"PAR1" + b"\x00" * 40), ("zstandard", zstandard.compress(JSONL))]
+    ("package", "content"),
+    [("pyarrow", b"PAR1" + b"\x00" * 40), ("zstandard", zstandard.compress(JSONL))],
+    ids=["pyarrow", "zstandard"],
 )
 def test_a_package_that_is_missing_is_named_with_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, content: bytes

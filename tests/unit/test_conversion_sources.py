@@ -46,6 +46,7 @@ CSV = ("instruction,output\n" + "".join(f'ask {at} ü,"say\n{at}"\n' for at in r
         (zipped(JSONL, "data/rows.jsonl"), "JSON lines in zip"),
         (zipped(gzip.compress(CSV.decode().encode("utf-16")), "rows.csv.gz"), "a table in UTF-16 in gzip in zip"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_a_file_is_shows_in_its_first_bytes_whatever_its_name(tmp_path: Path, content: bytes, what: str) -> None:
     source = tmp_path / "data"
