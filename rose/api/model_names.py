@@ -33,6 +33,8 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
     job_id: str
     lora: dict[str, Any] | None
     """The adapter's LoraSettings as JSON."""
+    thinking: bool = False
+    """Whether it was trained to think before it answers."""
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +71,7 @@ async def find_tuned(services: Services, name: str) -> Tuned | None:
             step=model.step,
             job_id=model.job_id,
             lora=_json(model.lora),
+            thinking=model.thinking,
         )
     stem, step = bases.split_checkpoint(name)
     job = await jobs_view.by_model_name(services.pool, stem)
@@ -120,6 +123,7 @@ def _checkpoint(job: JobState, name: str, step: int) -> Tuned:
                 step=step,
                 job_id=job.id,
                 lora=_json(lora),
+                thinking=job.hyperparameters.thinking,
             )
     steps = ", ".join(str(checkpoint.step) for checkpoint in job.checkpoints) or "none yet"
     raise _missing(name, f"Steps of {job.id} with a checkpoint: {steps}.")
