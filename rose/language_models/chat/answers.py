@@ -30,6 +30,10 @@ from rose.language_models.chat.rendering import (
 
 Found = TypeVar("Found")
 
+Kind = tuple[bool, bool, bool]
+"""What a conversation has that can be given in several ways: tools, calls, thoughts."""
+_MANY = 20
+"""A file whose every line a template refuses is not tried in seventy ways a line."""
 _HELLO = "Hello"
 _RESULT = "17"
 _CALL = {"id": "call_0", "type": "function", "function": {"name": "look_up", "arguments": '{"word": "rose"}'}}
@@ -79,7 +83,9 @@ class Answers:
         self.source = self._renderer.source()
         self.marks = Marks(tokenizer, self.source)
         self._eos: str = tokenizer.eos_token or ""
-        self._known: dict[tuple[bool, bool, bool], Variant] = {}
+        self._known: dict[Kind, Variant] = {}
+        self._refused: dict[Kind, int] = {}
+        """Conversations of a kind that were refused since one was not."""
         self.stop_ids: frozenset[int] = frozenset(stop_ids)
         self.reads_thoughts = any(name in self.source for name in ("reasoning_content", "thinking", CLOSING))
         self.has_system_role = self._has_system_role()
@@ -188,25 +194,28 @@ class Answers:
 
     def _first_that_works(self, chat: Chat, work: Callable[[Variant], Found]) -> Found:
         """Return what the first variant gives that is proven. Raises: Refused, the failure that got furthest."""
-        failures: list[Refused] = []
-        for variant in self._variants(chat):
+        kind = _kind(chat)
+        failures: list[tuple[Refused, Variant]] = []
+        for variant in self._variants(kind):
             try:
-                return work(variant)
+                found = work(variant)
             except Refused as error:
-                failures.append(error)
-        raise max(failures, key=_distance)
+                failures.append((error, variant))
+            else:
+                self._refused[kind] = 0
+                return found
+        error, self._known[kind] = max(failures, key=lambda failure: _distance(failure[0]))
+        self._refused[kind] = self._refused.get(kind, 0) + 1
+        raise error
 
-    def _variants(self, chat: Chat) -> Iterator[Variant]:
-        kind = (
-            bool(chat.asking.tools),
-            any(message.calls for message in chat.messages),
-            any(message.thought for message in chat.messages),
-        )
+    def _variants(self, kind: Kind) -> Iterator[Variant]:
+        """Yield the variants, the known one first; alone where many conversations in a row were refused in each."""
         first = self._known.get(kind) or self._probed(kind)
         yield first
-        yield from (variant for variant in _all_variants(kind, self.source) if variant != first)
+        if self._refused.get(kind, 0) < _MANY:
+            yield from (variant for variant in _all_variants(kind, self.source) if variant != first)
 
-    def _probed(self, kind: tuple[bool, bool, bool]) -> Variant:
+    def _probed(self, kind: Kind) -> Variant:
         """Find the variant for conversations of a kind by one of that kind, so that it does not depend on the first."""
         has_tools, has_calls, has_thoughts = kind
         self._known[kind] = Variant()
@@ -307,7 +316,15 @@ def _with_thought(thought: str, closing: str, text: str) -> str:
     return f"{thought}\n{closing}\n\n{text}"
 
 
-def _all_variants(kind: tuple[bool, bool, bool], source: str) -> Iterator[Variant]:
+def _kind(chat: Chat) -> Kind:
+    return (
+        bool(chat.asking.tools),
+        any(message.calls for message in chat.messages),
+        any(message.thought for message in chat.messages),
+    )
+
+
+def _all_variants(kind: Kind, source: str) -> Iterator[Variant]:
     _, calls, thoughts = kind
     beside = ("empty", "null", "absent") if calls else ("empty",)
     arguments = ("object", "text") if calls else ("object",)

@@ -80,7 +80,7 @@ def opens_thought(prompt: str) -> bool:
 
 
 def _behind_context(rendered: Rendered, message: Message) -> int:
-    """Return where the last text before the message ends; a system message counts only where there is nothing else."""
+    """Return where the last text that came before the message ends."""
     return max(
         (
             place.end
