@@ -145,13 +145,15 @@ def _change_marks(tokenizer: dict[str, Any], config: dict[str, Any], family: Fam
     for old, new in family.renamed:
         next(one for one in added if one["content"] == old)["content"] = new
     names = {one["content"] for one in added}
-    free = max([*tokenizer["model"]["vocab"].values(), *(one["id"] for one in added)]) + 1
     wanted = [(mark, True) for mark in family.marks] + [(mark, False) for mark in family.plain_marks]
     for mark, special in wanted:
         if mark not in names:
             flags = {"single_word": False, "lstrip": False, "rstrip": family.swallowing, "normalized": False}
-            added.append({"id": free, "content": mark, **flags, "special": special})
-            free += 1
+            added.append({"content": mark, **flags, "special": special})
+    vocabulary = tokenizer["model"]["vocab"]
+    behind = (one for one in added if one["content"] not in vocabulary)
+    for number, one in enumerate(behind, len(vocabulary)):  # the library knows no gaps
+        one["id"] = number
     tokenizer["added_tokens"] = added
     config["added_tokens_decoder"] = {str(one["id"]): {k: v for k, v in one.items() if k != "id"} for one in added}
     config.pop("additional_special_tokens", None)
