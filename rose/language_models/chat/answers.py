@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 from rose.language_models.chat.conversation import (
@@ -83,7 +84,7 @@ class Answers:
         self.source = self._renderer.source()
         self.marks = Marks(tokenizer, self.source)
         self._eos: str = tokenizer.eos_token or ""
-        self._known: dict[Kind, Variant] = {}
+        self._furthest: dict[Kind, Variant] = {}
         self._refused: dict[Kind, int] = {}
         """Conversations of a kind that were refused since one was not."""
         self.stop_ids: frozenset[int] = frozenset(stop_ids)
@@ -141,6 +142,15 @@ class Answers:
         return answer.prompt.text + answer.text[: answer.said_characters] + blanks
 
     def _answer(self, chat: Chat, index: int, variant: Variant) -> Answer:
+        """Return message `index` as this variant renders it, if it is asked so. Raises: Refused."""
+        answer = self._proven(chat, index, variant)
+        if variant != self._first and self.prompt(chat.until(index)).text != answer.prompt.text:
+            raise Refused(
+                "the model is asked for this answer otherwise than it can be rendered", chat.messages[index].position
+            )
+        return answer
+
+    def _proven(self, chat: Chat, index: int, variant: Variant) -> Answer:
         message = chat.messages[index]
         whole = self._renderer.render(chat.messages[: index + 1], chat.asking, variant, chat.hidden, prompt=False)
         try:
@@ -204,37 +214,37 @@ class Answers:
             else:
                 self._refused[kind] = 0
                 return found
-        error, self._known[kind] = max(failures, key=lambda failure: _distance(failure[0]))
+        error, self._furthest[kind] = max(failures, key=lambda failure: _distance(failure[0]))
         self._refused[kind] = self._refused.get(kind, 0) + 1
         raise error
 
     def _variants(self, kind: Kind) -> Iterator[Variant]:
-        """Yield the variants, the known one first; alone where many conversations in a row were refused in each."""
-        first = self._known.get(kind) or self._probed(kind)
-        yield first
-        if self._refused.get(kind, 0) < _MANY:
-            yield from (variant for variant in _all_variants(kind, self.source) if variant != first)
+        """Yield this model's variant, then others; after many refusals in a row only the one that got furthest."""
+        yield self._first
+        many = self._refused.get(kind, 0) >= _MANY
+        others = (self._furthest[kind],) if many else _all_variants(kind, self.source)
+        yield from (variant for variant in others if variant != self._first)
 
-    def _probed(self, kind: Kind) -> Variant:
-        """Find the variant for conversations of a kind by one of that kind, so that it does not depend on the first."""
-        has_tools, has_calls, has_thoughts = kind
-        self._known[kind] = Variant()
-        if has_calls or has_thoughts:
-            messages: list[dict[str, Any]] = [{"role": "user", "content": _HELLO}]
-            messages.append({"role": "assistant", "content": None if has_calls else _RESULT})
-            if has_calls:
-                messages[-1]["tool_calls"] = [_CALL]
-            if has_thoughts:
-                messages[-1]["reasoning_content"] = _HELLO + _HELLO
-            chat = self.chat(messages, [_TOOL] if has_tools else None, thinking_options(has_thoughts))
-            for variant in _all_variants(kind, self.source):
-                try:
-                    self._answer(chat, 1, variant)
-                except Refused:
-                    continue
-                self._known[kind] = variant
-                break
-        return self._known[kind]
+    @cached_property
+    def _first(self) -> Variant:
+        """The way to give messages to this model: for thoughts and for calls the first that a probe of its own proves.
+
+        It must not depend on a conversation: what was trained with all of one is asked with its beginning alone.
+        """
+        asked = {"role": "user", "content": _HELLO}
+        thinks = {"role": "assistant", "content": _RESULT, "reasoning_content": _HELLO + _HELLO}
+        calls = {"role": "assistant", "content": None, "tool_calls": [_CALL]}
+        thought = self._probed(self.chat([asked, thinks], None, thinking_options(on=True))) or Variant()
+        with_tool = self._probed(self.chat([asked, calls], [_TOOL], thinking_options(on=False)))
+        without = self._probed(self.chat([asked, calls], None, thinking_options(on=False)))
+        return (with_tool or without or Variant())._replace(thought=thought.thought)
+
+    def _probed(self, chat: Chat) -> Variant | None:
+        for variant in _all_variants(_kind(chat), self.source):
+            with suppress(Refused):
+                self._proven(chat, 1, variant)
+                return variant
+        return None
 
     # --- what the template is like
 

@@ -220,7 +220,8 @@ def _says(found: str, core: str, kind: Kind) -> bool:
     """
     if found == core or kind in ("thought", "arguments"):
         return found == core
-    return found in (json.dumps(core, ensure_ascii=False)[1:-1], json.dumps(core)[1:-1], repr(core)[1:-1])
+    quoted = (json.dumps(core, ensure_ascii=False), json.dumps(core), repr(core))
+    return found in (*(text[1:-1] for text in quoted), core.replace("'", "\\'"))
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:
