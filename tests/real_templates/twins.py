@@ -45,8 +45,7 @@ def said_as_learned(template: ChatTemplate, messages: list[Message], tools: list
         assert wanted.fullmatch(said), (said, wanted.pattern)
         assert marks(template, one.ids) == marks(template, other.ids)
         assert marks(template, one.before) == marks(template, other.before)
-    asked = [index for index, message in enumerate(messages) if is_learned(message)]
-    asked = asked[sum(caveat.count for caveat in rendering.caveats if caveat.code == "answers_not_asked") :]
+    asked = _asked(template, shape, list(expected.values()), rendering)
     _require_said(template, shape, asked, list(expected.values()))
 
 
@@ -80,6 +79,18 @@ def _require_refused(template: ChatTemplate, shape: ChatExample, thinking: bool)
 
 def is_learned(message: Mapping[str, Any]) -> bool:
     return message["role"] == "assistant" and message.get("weight") != 0
+
+
+def _asked(template: ChatTemplate, shape: list[Message], found: list[Learned], rendering: Rendering) -> list[int]:
+    """Return the answers that are learned; before any question, one that no prompt asks for is only read."""
+    said = "".join(text(template, one.ids) for one in found)
+    roles = [message["role"] for message in shape]
+    first = next((index for index, role in enumerate(roles) if role in ("user", "tool")), len(roles))
+    answers = [index for index, message in enumerate(shape) if is_learned(message)]
+    silent = [index for index in answers if index < first and not any(word in said for word in _words(shape[index]))]
+    unasked = sum(caveat.count for caveat in rendering.caveats if caveat.code == "answers_not_asked")
+    assert len(silent) >= unasked
+    return [index for index in answers if not unasked or index not in silent]
 
 
 def _require_said(template: ChatTemplate, shape: list[Message], asked: list[int], found: list[Learned]) -> None:
