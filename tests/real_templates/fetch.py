@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.real_templates.families import FAMILIES, STAND_IN, STAND_IN_SIZE, Fam
 COMMAND = "make test-models"
 _HERE = Path(__file__).parent
 _CONVERSION_SECONDS = 900
+_OLD_SECONDS = 7 * 24 * 3600
 
 
 def root() -> Path:
@@ -68,10 +70,15 @@ def _build(done: Path) -> None:
         out = Path(temporary) / "families"
         for name, family in FAMILIES.items():
             _family(sources, family, out / name)
-        for old in root().iterdir():
-            if old.is_dir() and old.name not in (Path(temporary).name, done.name):
-                shutil.rmtree(old)
         out.rename(done)
+    _remove_old(done)
+
+
+def _remove_old(done: Path) -> None:
+    """Remove what older states of these scripts brought, unless another checkout may still read it."""
+    for old in root().iterdir():
+        if old.is_dir() and old != done and old.stat().st_mtime < time.time() - _OLD_SECONDS:
+            shutil.rmtree(old)
 
 
 def _bring(sources: Path) -> None:

