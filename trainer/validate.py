@@ -26,6 +26,8 @@ from trainer.fetching import Tell, fetch_base
 from trainer.protocol import Failed, PhaseChanged, ValidationPassed, ValidationSpec, Warned
 
 MAX_PROBLEMS = 50
+STOP_AFTER_PROBLEMS = 1000
+"""A file with so many is not read to its end: to say that a template refuses a line takes many tries."""
 MAX_LINES_NAMED = 20
 FEW_EXAMPLES = 10
 MAX_REMEMBERED = 1_000_000
@@ -125,6 +127,8 @@ class _Reader(NamedTuple):
         found = DataFile()
         with path.open("rb") as lines:
             for item in read_examples(lines):
+                if found.problem_count == STOP_AFTER_PROBLEMS:
+                    break
                 if isinstance(item, Problem):
                     _note(found, item.sentence)
                     continue
@@ -180,7 +184,9 @@ def _digest(example: ChatExample) -> int:
 
 def _refusal(found: DataFile, param: str, minimum: int) -> Failed | None:
     if found.problem_count:
-        more = f" ({found.problem_count} problems in all)" if found.problem_count > 1 else ""
+        count = found.problem_count
+        said = f"{count} problems in all" if count < STOP_AFTER_PROBLEMS else f"{count} problems; the rest was not read"
+        more = f" ({said})" if count > 1 else ""
         return Failed(
             code="invalid_training_file",
             message=f"The job failed due to an invalid {param.replace('_', ' ')}. Invalid file format. "

@@ -363,3 +363,9 @@ def test_a_download_is_told_while_it_grows(tmp_path: Path, monkeypatch: pytest.M
             make(base=BaseRequest(source="someone/large")), lambda phase: (told.append(phase), heard.set())[0]
         )
     assert told == ["download"]
+
+
+def test_a_file_of_problems_is_not_read_to_its_end(make: Make) -> None:
+    answer = refused(make(b'{"messages": []}\n' * 3000))
+    assert answer.message.endswith("(1000 problems; the rest was not read)")
+    assert len(answer.problems) == 50

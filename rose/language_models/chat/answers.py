@@ -33,8 +33,6 @@ Found = TypeVar("Found")
 
 Kind = tuple[bool, bool, bool]
 """What a conversation has that can be given in several ways: tools, calls, thoughts."""
-_MANY = 20
-"""A file whose every line a template refuses is not tried in seventy ways a line."""
 _HELLO = "Hello"
 _RESULT = "17"
 _CALL = {"id": "call_0", "type": "function", "function": {"name": "look_up", "arguments": '{"word": "rose"}'}}
@@ -84,9 +82,6 @@ class Answers:
         self.source = self._renderer.source()
         self.marks = Marks(tokenizer, self.source)
         self._eos: str = tokenizer.eos_token or ""
-        self._furthest: dict[Kind, Variant] = {}
-        self._refused: dict[Kind, int] = {}
-        """Conversations of a kind that were refused since one was not."""
         self.stop_ids: frozenset[int] = frozenset(stop_ids)
         self.reads_thoughts = any(name in self.source for name in ("reasoning_content", "thinking", CLOSING))
         self.has_system_role = self._has_system_role()
@@ -204,26 +199,17 @@ class Answers:
 
     def _first_that_works(self, chat: Chat, work: Callable[[Variant], Found]) -> Found:
         """Return what the first variant gives that is proven. Raises: Refused, the failure that got furthest."""
-        kind = _kind(chat)
-        failures: list[tuple[Refused, Variant]] = []
-        for variant in self._variants(kind):
+        failures: list[Refused] = []
+        for variant in self._variants(_kind(chat)):
             try:
-                found = work(variant)
+                return work(variant)
             except Refused as error:
-                failures.append((error, variant))
-            else:
-                self._refused[kind] = 0
-                return found
-        error, self._furthest[kind] = max(failures, key=lambda failure: _distance(failure[0]))
-        self._refused[kind] = self._refused.get(kind, 0) + 1
-        raise error
+                failures.append(error)
+        raise max(failures, key=_distance)
 
     def _variants(self, kind: Kind) -> Iterator[Variant]:
-        """Yield this model's variant, then others; after many refusals in a row only the one that got furthest."""
         yield self._first
-        many = self._refused.get(kind, 0) >= _MANY
-        others = (self._furthest[kind],) if many else _all_variants(kind, self.source)
-        yield from (variant for variant in others if variant != self._first)
+        yield from (variant for variant in _all_variants(kind, self.source) if variant != self._first)
 
     @cached_property
     def _first(self) -> Variant:
