@@ -61,6 +61,10 @@ QWEN35_CALL = (
 NEMO_CALL = '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Rome"}, "id": "74196fe72"}]</s>'
 LLAMA_CALL = '{"name": "get_weather", "parameters": {"city": "Rome"}}<|eot_id|>'
 GPT_OSS_CALL = ' to=functions.get_weather<|channel|>commentary json<|message|>{"city": "Rome"}<|call|>'
+KIMI_CALL = (
+    "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>"
+    '{"city": "Rome"}<|tool_call_end|><|tool_calls_section_end|><|im_end|>'
+)
 
 
 class Case(NamedTuple):
@@ -200,6 +204,21 @@ CASES = {
         [f"<|channel|>analysis<|message|>{T}<|end|><|start|>assistant<|channel|>final<|message|>{FOUR}<|return|>"],
     ),
     "37-one": Case("gpt_oss", [Q, C], [GPT_OSS_CALL], tools=TOOLS),
+    # More families, each for a trait that no other has.
+    "two end marks": Case("cohere2", [Q, A], [f"{FOUR}<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"]),
+    "a thought never rendered": Case(
+        "kimi_k2_5", [Q, TA], [f"{T}</think>{FOUR}<|im_end|>"], behind=["<|im_middle|><think>"]
+    ),
+    "a thought closed at once": Case(
+        "glm4_7", [Q, TA], [f"{T}</think>{FOUR}<|user|>"], behind=["<|assistant|><think>"]
+    ),
+    "a thought always opened": Case("minimax_m2", [Q, A], [f"\n</think>\n\n{FOUR}[e~["], behind=["]~b]ai\n<think>\n"]),
+    "a thought in a channel": Case("gemma4", [Q, TA], [f"<|channel>thought\n{T}\n<channel|>{FOUR}<turn|>"]),
+    "a thought in its own tags": Case("seed_oss", [Q, TA], [f"<seed:think>{T}</seed:think>\n{FOUR}<seed:eos>"]),
+    "a call in Python": Case(
+        "lfm2", [Q, C], ["<|tool_call_start|>[get_weather(city='Rome')]<|tool_call_end|><|im_end|>"], tools=TOOLS
+    ),
+    "a call by its number": Case("kimi_k2_5", [Q, C], [KIMI_CALL], tools=TOOLS),
 }
 
 
@@ -246,6 +265,7 @@ REFUSALS = {
     "26": Refusal("mistral_nemo", [S, Q, C, R, Z], "leaves out the system message", 1, TOOLS),
     "27": Refusal("mistral_reference", [Q, A, N], "asked for this answer otherwise", 3),
     "32": Refusal("r1_distill", [S, Q, A, S2, Q2, B], "leaves out the system message", 1),
+    "a thought behind the call": Refusal("gemma4_first", [Q, TC], "puts the thought behind", 2, TOOLS),
     "37": Refusal("gpt_oss", [Q, TWO_CALLS], r'leaves out the tool call "get_weather" \(number 2\)', 2, TOOLS),
     **{
         f"38-{family}-{name}": Refusal(family, messages, NO_TOOLS, None, TOOLS)
