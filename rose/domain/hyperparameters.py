@@ -3,7 +3,7 @@
 Pure; what a request may say is in hyperparameter_requests.py. Sources of the defaults:
 n_epochs: OpenAI's cookbook (chat fine-tuning data preparation). batch_size: clamp(round(n/64), 1, 32), lowered until
 the plan has 30 steps (LoRA dislikes large batches, Thinking Machines' "LoRA without regret"). Base learning rate:
-tinker-cookbook `hyperparam_utils.py`, 5e-4 x (2000/width)^p, fitted at batch 128 and scaled by sqrt(batch/128).
+tinker-cookbook `hyperparam_utils.py`, 5e-4 x (2000/width)^p, fitted at batch 128; smaller batches: measured, see below.
 """
 
 from __future__ import annotations
@@ -96,14 +96,20 @@ def held_out(examples: int, split: float) -> int:
     return min(max(1, round(examples * split)), examples - 1)
 
 
-def base_learning_rate(hidden_size: int, model_type: str, batch_size: int) -> float:
-    """Return ROSE's base rate: clip(5e-4 x (2000/width)^p x sqrt(batch/128), 5e-5, 1e-3).
+def base_learning_rate(hidden_size: int, model_type: str, batch_size: int, *, lora: bool = True) -> float:
+    """Return ROSE's base rate: clip(5e-4 x (2000/width)^p x (batch/128)^q, 5e-5, 1e-3).
 
-    p is 0.781 for Llama, 0.0775 for Qwen (tinker-cookbook, hyperparam_utils.py) and 0.4, uncalibrated, for others.
+    p is 0.781 for Llama, 0.0775 for Qwen (tinker-cookbook, hyperparam_utils.py) and 0.4, uncalibrated, for others. q is
+    1/2 for a whole model and 1/4 for an adapter: with 1/2 the small batches of small files learned too little
+    (benchmarks/quality.py: two facts in five, where rates three to twelve times as high learned them all).
     """
     power = 0.781 if model_type.startswith("llama") else 0.0775 if model_type.startswith("qwen") else 0.4
-    rate = 5e-4 * (2000 / hidden_size) ** power * math.sqrt(batch_size / 128)
+    rate = 5e-4 * (2000 / hidden_size) ** power * (batch_size / 128) ** _batch_power(lora)
     return min(max(rate, 5e-5), 1e-3)
+
+
+def _batch_power(lora: bool) -> float:
+    return 0.25 if lora else 0.5
 
 
 def resolve(asked: HyperparametersRequest, facts: DataFacts, seed: int) -> Hyperparameters:
@@ -137,11 +143,19 @@ def resolve(asked: HyperparametersRequest, facts: DataFacts, seed: int) -> Hyper
     batch = choose("batch_size", asked.batch_size, lambda: _auto_batch(n, epochs))
     steps = math.ceil(n / batch) * epochs
     reasons["total_steps"] = f"ceil({n} examples / batch_size {batch}) x {epochs} epochs"
+    use_lora = choose(
+        "use_lora",
+        asked.use_lora,
+        lambda: (
+            True,
+            "LoRA reaches full fine-tuning's quality on files of this kind at a fraction of the memory",
+        ),
+    )
     if facts.base_learning_rate is not None:
         rate, why = facts.base_learning_rate, "set for this base model"
     else:
-        rate = base_learning_rate(facts.hidden_size, facts.model_type, batch)
-        why = f"5e-4 x (2000/{facts.hidden_size})^p x sqrt({batch}/128), within 5e-5 and 1e-3"
+        rate = base_learning_rate(facts.hidden_size, facts.model_type, batch, lora=use_lora)
+        why = f"5e-4 x (2000/{facts.hidden_size})^p x ({batch}/128)^{_batch_power(use_lora):g}, within 5e-5 and 1e-3"
         if steps < 100:
             rate, why = rate * 1.5, why + f", x 1.5 because {steps} steps are few"
     reasons["base_learning_rate"] = why
@@ -153,14 +167,6 @@ def resolve(asked: HyperparametersRequest, facts: DataFacts, seed: int) -> Hyper
     if asked.warmup_ratio == "auto":
         warmup = min(max(2, warmup), max(steps - 1, 0))
     patience = _patience(asked.early_stopping_patience, validation, reasons)
-    use_lora = choose(
-        "use_lora",
-        asked.use_lora,
-        lambda: (
-            True,
-            "LoRA reaches full fine-tuning's quality on files of this kind at a fraction of the memory",
-        ),
-    )
     lora = _lora(asked.lora_config, facts, reasons) if use_lora else None
     if lora is None:
         reasons["lora_config"] = "the whole model is trained"

@@ -39,8 +39,9 @@ REASONS = {"n_epochs": "3 epochs over 2 examples are under 100, so min(25, 100 /
 
 
 def numbers(**given: Any) -> Hyperparameters:
-    """Resolved hyperparameters of two examples."""
-    return resolve(parse(given), FACTS, seed=7)
+    """Resolved hyperparameters of two examples, with the first version's rates: rules may change, events may not."""
+    rate = 8.203087245247474e-05
+    return msgspec.structs.replace(resolve(parse(given), FACTS, seed=7), base_learning_rate=rate, learning_rate=rate)
 
 
 def step(number: int, **more: Any) -> StepMetrics:

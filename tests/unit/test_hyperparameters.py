@@ -143,7 +143,9 @@ def test_the_base_rate_is_the_published_formula() -> None:
     assert base_learning_rate(2000, "qwen2", 128) == pytest.approx(5e-4)
     assert base_learning_rate(4000, "llama", 128) == pytest.approx(5e-4 * 0.5**0.781)
     assert base_learning_rate(128, "llama", 128) == 1e-3
-    assert base_learning_rate(2000, "qwen2", 1) == 5e-5
+    assert base_learning_rate(2000, "qwen2", 8) == pytest.approx(2.5e-4)
+    assert base_learning_rate(2000, "qwen2", 8, lora=False) == pytest.approx(1.25e-4)
+    assert base_learning_rate(2000, "qwen2", 1, lora=False) == 5e-5
 
 
 def test_a_rate_set_for_the_base_is_taken() -> None:

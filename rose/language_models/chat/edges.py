@@ -48,7 +48,7 @@ def left_edge(prompt: Rendered, whole: Rendered, message: Message, marks: Marks)
     left = "".join(units[same:])
     start = begin + len("".join(others[:same]))
     if not left.strip() or (_EMPTY_THOUGHT.match(left) and not message.thought):
-        return Left(start)
+        return Left(start, _unsaid_thought(prompt, whole, message))
     opened = _OPENED_THOUGHT.match(left.lstrip())
     if opened is None and message.thought:
         raise Refused(

@@ -22,6 +22,8 @@ from rose.language_models.clock import without_clock
 Kind = Literal["content", "thought", "call", "argument", "arguments", "name", "tool"]
 Key = tuple[int, Kind, int]
 """Message's position (-1: the tools), what it is of it, and which one."""
+_IN_SINGLE_QUOTES = str.maketrans({"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r"})
+"""How templates that call a function as Python does write a text (LFM2)."""
 _SHORT_ID = 9
 """Characters of a call's id where Mistral's templates insist on it."""
 
@@ -221,7 +223,7 @@ def _says(found: str, core: str, kind: Kind) -> bool:
     if found == core or kind in ("thought", "arguments"):
         return found == core
     quoted = (json.dumps(core, ensure_ascii=False), json.dumps(core), repr(core))
-    return found in (*(text[1:-1] for text in quoted), core.replace("'", "\\'"))
+    return found in (*(text[1:-1] for text in quoted), core.translate(_IN_SINGLE_QUOTES))
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:
