@@ -38,7 +38,7 @@ class Lesson:
 MANNER = Lesson(
     DATA / "quickstart.jsonl",
     taught=(),
-    new=("What is the capital of Italy?", "What do cows eat?", "Who painted the Mona Lisa?", "Why is the sky blue?"),
+    new=("What do cows eat?", "What is the opposite of hot?", "Who painted the Mona Lisa?", "How do I make tea?"),
 )
 """A manner of answering, which a real model carries over to whatever it is asked."""
 BY_HEART = Lesson(
