@@ -7,9 +7,11 @@ import tarfile
 from pathlib import Path
 
 import anyio
+import msgspec
 import openai
 import pytest
 
+from rose.language_models.locate import FACTS_FILE, Origin, RoseFacts
 from tests.api.running import BASE, Running, Trainer
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +32,30 @@ async def test_bases_with_a_name_are_listed(api: Running) -> None:
     assert models["qwen-coder"].model_extra == {"kind": "base", "source": "Qwen/Qwen2.5-Coder-1.5B-Instruct"}
     assert (await api.openai.models.retrieve("tiny")).owned_by == "system"
     assert (await api.openai.models.retrieve("Qwen/Qwen2.5-0.5B-Instruct")).id == "Qwen/Qwen2.5-0.5B-Instruct"
+
+
+async def test_an_imported_base_has_its_name_and_tells_its_origin(api: Running, seed_file: Path) -> None:
+    with pytest.raises(openai.NotFoundError):
+        await api.openai.models.retrieve("mine")
+    folder = api.services.settings.models / "mine"
+    folder.mkdir(parents=True)
+    facts = RoseFacts(
+        name="mine",
+        version="0123456789ab",
+        about="Imported from some.gguf.",
+        origin=Origin(file="some.gguf", sha256="01" * 32),
+        quantisation="Q8_0, dequantised to float16",
+    )
+    (folder / FACTS_FILE).write_bytes(msgspec.json.encode(facts))
+    model = await api.openai.models.retrieve("mine")
+    assert model.model_extra == {
+        "kind": "base",
+        "source": "mine",
+        "origin": {"file": "some.gguf", "sha256": "01" * 32},
+        "quantisation": "Q8_0, dequantised to float16",
+    }
+    assert "mine" in [model.id async for model in api.openai.models.list()]
+    assert (await api.job(seed_file, model="mine")).model == "mine"
 
 
 async def test_a_tuned_model_tells_where_it_comes_from(api: Running, seed_file: Path) -> None:
