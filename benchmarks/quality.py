@@ -1,4 +1,4 @@
-"""Learning quality: held-out questions of three tasks, SmolLM2-135M before and after, three seeds.
+"""Learning quality: held-out questions of three tasks, SmolLM2-135M before and after, 3 seeds (the whole model: 1).
 
 The base is the model of `rose models pull smollm2`, which is fetched once (93 MB) into a folder of its own. Each run is
 a process that trains by the trainer's own code and then answers, at temperature 0, questions that were not in its file.
@@ -32,6 +32,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Name in the table -> hyperparameters of the request; everything else is `auto`."""
 DEFAULT = "LoRA"
+WHOLE_MODEL_SEEDS = SEEDS[:1]
+"""Training the whole model takes several times as long on a CPU."""
 WORKERS = int(os.environ.get("ROSE_BENCH_WORKERS", str(os.cpu_count() or 1)))
 COLUMNS = (
     "task",
@@ -56,10 +58,10 @@ def main() -> None:
         waiting = {
             (task.name, variant): [
                 pool.submit(train, Path(folder) / f"{task.name}-{number}-{seed}", task.name, asked, seed, models)
-                for seed in seeds
+                for seed in (seeds if asked.get("use_lora", True) else WHOLE_MODEL_SEEDS)
             ]
-            for task in tasks()
             for number, (variant, asked) in enumerate(variants.items())
+            for task in tasks()
         }
         for (task, variant), runs in waiting.items():
             found[task, variant] = [run.result() for run in runs]
@@ -81,7 +83,15 @@ def bases() -> Path:
 def train(folder: Path, task: str, asked: dict[str, Any], seed: int, models: Path) -> dict[str, Any]:
     """Train and ask in a process of its own, with one thread, and return what it measured."""
     folder.mkdir(parents=True)
-    spec = {"task": task, "asked": asked, "seed": seed, "models": str(models), "folder": str(folder), "threads": 1}
+    spec = {
+        "task": task,
+        "asked": asked,
+        "seed": seed,
+        "models": str(models),
+        "folder": str(folder),
+        "threads": 1,
+        "asks_base": seed == SEEDS[0] and asked == VARIANTS[DEFAULT],
+    }
     path = folder / "training.json"
     path.write_text(json.dumps(spec))
     command = [sys.executable, "-m", "benchmarks.quality_run", str(path)]
@@ -121,8 +131,7 @@ def rows(found: dict[tuple[str, str], list[dict[str, Any]]], variants: Iterable[
 def judge(found: dict[tuple[str, str], list[dict[str, Any]]], variants: Iterable[str]) -> None:
     """Say how the default stands beside half and double its rate, over all tasks and seeds."""
     totals = {
-        variant: statistics.fmean(run["right"] for task in tasks() for run in found[task.name, variant])
-        for variant in variants
+        variant: statistics.fmean(_mean(found[task.name, variant], "right") for task in tasks()) for variant in variants
     }
     for variant, total in totals.items():
         print(f"{variant}: {_share(total)} right over all tasks")

@@ -41,6 +41,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     models: str
     folder: str
     threads: int
+    asks_base: bool
+    """Ask the base, too; its answers are the same for every seed and setting."""
     base: str = "smollm2"
 
 
@@ -75,7 +77,9 @@ def measure(training: Training) -> Measured:
     template = load_template(Path(training.models) / training.base)
     held_out = _held_out(run, template, task, Path(training.folder))
     base_loss = run.optimization.evaluate(held_out, lambda: False).loss
-    base_answers = ask(run.trained.model, template, task.questions)
+    base_answers = (
+        ask(run.trained.model, template, task.questions) if training.asks_base else [""] * len(task.questions)
+    )
     began = time.perf_counter()
     loss = 0.0
     while not run.is_over():
