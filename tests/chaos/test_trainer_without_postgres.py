@@ -41,14 +41,11 @@ async def test_a_short_absence_interrupts_nothing(settings: Callable[..., Settin
     async with house_on_its_own_postgres(settings(**QUICK), fixture_base) as (house, server), house.trainer():
         job_id = await house.create_queued()
         await house.at_step(job_id, 50)
-        child = child_of(job_id, module=CHILD)
-        assert child is not None
         await anyio.to_thread.run_sync(server.kill)
         await anyio.to_thread.run_sync(server.start)
-        assert child.is_running()
         assert (await house.ended(job_id)).status == "succeeded"
         events = await house.events(job_id)
-        assert sum(isinstance(event, RunStarted) for event in events) == 1
+        assert sum(isinstance(event, RunStarted) for event in events) == 1, "one child did all of it"
         assert [step for step, _ in await house.steps(job_id)] == list(range(1, STEADY_STEPS + 1))
 
 
