@@ -1,4 +1,4 @@
-"""Learning quality: held-out questions of three tasks, SmolLM2-135M before and after, 3 seeds (the whole model: 1).
+"""Learning quality: held-out questions of three tasks, SmolLM2-135M before and after.
 
 The base is the model of `rose models pull smollm2`, which is fetched once (93 MB) into a folder of its own. Each run is
 a process that trains by the trainer's own code and then answers, at temperature 0, questions that were not in its file.
@@ -66,7 +66,8 @@ def main() -> None:
         for (task, variant), runs in waiting.items():
             found[task, variant] = [run.result() for run in runs]
             print(f"{task}, {variant}: {[round(run['right'], 2) for run in found[task, variant]]}", flush=True)
-    what = (__doc__ or "").splitlines()[0]
+    seeded = "Seed 1 alone, without the whole model (--quick)" if quick else "Three seeds (the whole model: 1)"
+    what = f"{(__doc__ or '').splitlines()[0]} {seeded}."
     sizes = ", ".join(f"{task.name}: {len(task.training)} trained, {len(task.questions)} asked" for task in tasks())
     print("written to", record("quality", f"{what} {sizes}.", COLUMNS, rows(found, variants)))
     judge(found, variants)
