@@ -196,7 +196,8 @@ async def test_a_service_that_nobody_reaches_costs_the_job_nothing_and_the_run_i
     assert run.files[-1].parent.name.startswith("offline-run-")
 
 
-async def test_training_that_begins_anew_begins_another_run(house: House) -> None:
+async def test_training_that_begins_anew_begins_another_run(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_mirror, "DRAIN_SECONDS", 60.0)
     job_id = await house.create_queued(integrations=(PLAIN,))
     owned = await claim(house, job_id)
     stop, launch = anyio.Event(), launcher.command
