@@ -32,8 +32,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Name in the table -> hyperparameters of the request; everything else is `auto`."""
 DEFAULT = "LoRA"
-WHOLE_MODEL_SEEDS = SEEDS[:1]
-"""Training the whole model takes several times as long on a CPU."""
 WORKERS = int(os.environ.get("ROSE_BENCH_WORKERS", str(os.cpu_count() or 1)))
 COLUMNS = (
     "task",
@@ -58,7 +56,7 @@ def main() -> None:
         waiting = {
             (task.name, variant): [
                 pool.submit(train, Path(folder) / f"{task.name}-{number}-{seed}", task.name, asked, seed, models)
-                for seed in (seeds if asked.get("use_lora", True) else WHOLE_MODEL_SEEDS)
+                for seed in seeds
             ]
             for number, (variant, asked) in enumerate(variants.items())
             for task in tasks()
@@ -66,7 +64,7 @@ def main() -> None:
         for (task, variant), runs in waiting.items():
             found[task, variant] = [run.result() for run in runs]
             print(f"{task}, {variant}: {[round(run['right'], 2) for run in found[task, variant]]}", flush=True)
-    seeded = "Seed 1 alone, without the whole model (--quick)" if quick else "Three seeds (the whole model: 1)"
+    seeded = "Seed 1 alone, without the whole model (--quick)" if quick else "Three seeds"
     what = f"{(__doc__ or '').splitlines()[0]} {seeded}."
     sizes = ", ".join(f"{task.name}: {len(task.training)} trained, {len(task.questions)} asked" for task in tasks())
     print("written to", record("quality", f"{what} {sizes}.", COLUMNS, rows(found, variants)))

@@ -14,6 +14,7 @@ from trainer.child import Channel, open_channel, read_spec
 from trainer.protocol import Failed, Finished, PhaseChanged, RunSpec, StepDone
 
 STEADY_STEPS = 600
+LONG_STEPS = 1500
 STEADY_SECONDS = 0.01
 
 
@@ -29,9 +30,9 @@ def finished(artifact: Artifact) -> Finished:
     return Finished(artifact=artifact, kind="adapter", step=3, steps_run=3, trained_tokens=30)
 
 
-def step_steadily(spec: RunSpec, channel: Channel) -> int:
-    """Report a step every few milliseconds, several seconds long."""
-    for step in range(1, STEADY_STEPS + 1):
+def step_steadily(spec: RunSpec, channel: Channel, steps: int) -> int:
+    """Report a step every ten milliseconds."""
+    for step in range(1, steps + 1):
         channel.report(StepDone(metrics=samples.step(step)))
         threading.Event().wait(STEADY_SECONDS)
     channel.report(finished(model(spec)))
@@ -42,7 +43,9 @@ def play(script: str, spec: RunSpec, channel: Channel) -> int:
     """Do what the script says and return the exit status."""
     channel.report(PhaseChanged(phase="train"))
     if script == "steps steadily":
-        return step_steadily(spec, channel)
+        return step_steadily(spec, channel, STEADY_STEPS)
+    if script == "steps steadily for long":
+        return step_steadily(spec, channel, LONG_STEPS)
     for step in range(1, 4):
         channel.report(StepDone(metrics=samples.step(step)))
     match script:

@@ -14,7 +14,7 @@ from rose.domain.job_events import LeaseExpired, RunReleased, RunStarted
 from rose.settings import Settings
 from tests.checker import check_log
 from tests.eventually import eventually
-from tests.scripted_child import STEADY_STEPS
+from tests.scripted_child import LONG_STEPS, STEADY_STEPS
 from tests.services import Server
 from tests.trainers import LOSABLE, QUICK, House, child_of, own_postgres
 from trainer import supervision
@@ -50,8 +50,9 @@ async def test_a_short_absence_interrupts_nothing(settings: Callable[..., Settin
 
 
 async def test_a_child_that_nobody_can_vouch_for_is_killed_and_the_run_taken_up_again(
-    settings: Callable[..., Settings], fixture_base: Path
+    settings: Callable[..., Settings], fixture_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("ROSE_TEST_SCRIPT", "steps steadily for long")  # longer than anybody vouches for it
     losable = settings(**{**QUICK, **LOSABLE})
     async with house_on_its_own_postgres(losable, fixture_base) as (house, server), house.trainer():
         job_id = await house.create_queued()
@@ -67,7 +68,7 @@ async def test_a_child_that_nobody_can_vouch_for_is_killed_and_the_run_taken_up_
         events = await house.events(job_id)
         assert sum(isinstance(event, RunStarted) for event in events) == 2
         assert any(isinstance(event, LeaseExpired | RunReleased) for event in events)
-        assert [step for step, _ in await house.steps(job_id)] == list(range(1, STEADY_STEPS + 1))
+        assert [step for step, _ in await house.steps(job_id)] == list(range(1, LONG_STEPS + 1))
 
 
 async def test_a_trainer_stops_although_nothing_can_be_given_back(

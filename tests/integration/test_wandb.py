@@ -7,20 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 
+from rose.domain.job_commands import NoteResume, ReleaseRun, ReportSteps
 from rose.domain.job_events import JobWarned, StepsReported
+from rose.local import launcher
 from rose.log.pool import Pool
 from rose.settings import Settings
 from tests.api.running import free_port
 from tests.eventually import eventually
+from tests.integration.test_worker_journal import claim
 from tests.scripted_child import STEADY_STEPS
 from tests.trainers import QUICK, House
+from tests.unit import samples
 from tests.wandb_runs import WrittenRun, logger_of
 from tests.wandb_server import API_KEY
 from trainer import supervision
 from trainer.integrations import wandb_mirror
+from trainer.integrations.wandb_mirror import mirrored
+from trainer.protocol import Warned
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 
@@ -187,6 +194,27 @@ async def test_a_service_that_nobody_reaches_costs_the_job_nothing_and_the_run_i
     assert run.steps == list(range(1, STEADY_STEPS + 1))
     assert run.summary["state"] == "succeeded"
     assert run.files[-1].parent.name.startswith("offline-run-")
+
+
+async def test_training_that_begins_anew_begins_another_run(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_mirror, "DRAIN_SECONDS", 60.0)
+    job_id = await house.create_queued(integrations=(PLAIN,))
+    owned = await claim(house, job_id)
+    stop, launch = anyio.Event(), launcher.command
+
+    async def unheard(warning: Warned) -> None:
+        assert warning.code == "wandb_offline"
+
+    async with mirrored(owned, house.settings, house.pool, house.blobs, launch=launch, report=unheard, stop=stop):
+        await owned.append(ReportSteps(epoch=1, steps=tuple(map(samples.step, (1, 2, 3)))), "1")
+        await owned.append(NoteResume(epoch=1, from_step=0, anew=True), "2")
+        await owned.append(ReportSteps(epoch=1, steps=tuple(map(samples.step, (1, 2)))), "3")
+        await eventually(lambda: written(house, job_id, f"{job_id}-e1").steps)
+        await owned.append(ReleaseRun(epoch=1, at=1, reason="drained", max_attempts=3), "4", free_in_seconds=0.0)
+    first, second = written(house, job_id), written(house, job_id, f"{job_id}-e1")
+    assert len(first.files) == len(second.files) == 1
+    assert (first.steps, first.summary["state"]) == ([1, 2, 3], "begun_anew")
+    assert (second.steps, second.summary["state"]) == ([1, 2], "queued")
 
 
 async def test_two_integrations_are_two_runs(house: House) -> None:

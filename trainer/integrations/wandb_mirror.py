@@ -152,14 +152,17 @@ class Mirror:
         self._anew = False
         try:
             await self._find_beginning()
+            run_id = self._spec.run_id
             command = await anyio.to_thread.run_sync(self._prepare, self._spec)
             async with child_process.start(command, self._log_path, launch=self._launch) as child:
                 problem = await self._follow(child)
                 ending = await child.wait()
+            if ending.status == 0:
+                if self._anew:
+                    await anyio.to_thread.run_sync(self._mark_left_behind, run_id)
+                return None
         except (RoseError, OSError) as error:
             return str(error)
-        if ending.status == 0:
-            return None
         return problem or f"its process ended ({ending}; last log line: {child.log.last_line or 'none'})."
 
     def _prepare(self, spec: WandbSpec) -> tuple[str, ...]:
@@ -224,12 +227,23 @@ class Mirror:
             self._lost = True
 
     async def _find_beginning(self) -> None:
-        """Pass over runs that ended because training began anew; they are not touched again. Raises: UnknownEvent."""
+        """Pass over runs that were logged to their end because training began anew. Raises: UnknownEvent."""
         position = self._position
         while page := await self._page(position):
             for found in page:
                 position = found.position
+                if self._is_anew(found) and not self._left_behind(self._spec.run_id).exists():
+                    return  # an attempt was killed before it had logged all of it
                 self._begins_anew(found)
+
+    def _mark_left_behind(self, run_id: str) -> None:
+        """Keep that the run has all its steps and its end, so that no later attempt touches it again."""
+        path = self._left_behind(run_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def _left_behind(self, run_id: str) -> Path:
+        return Path(self._spec.folder) / "wandb" / f"{run_id}.left_behind"
 
     def _begins_anew(self, found: Recorded) -> bool:
         """Begin another run where the steps count from the first again."""
@@ -240,6 +254,10 @@ class Mirror:
                 return True
             case _:
                 return False
+
+    @staticmethod
+    def _is_anew(found: Recorded) -> bool:
+        return isinstance(found.event, RunResumed) and found.event.anew
 
     async def _page(self, position: int) -> list[Recorded]:
         stream = f"job/{self._owned.lease.job_id}"
