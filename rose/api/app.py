@@ -15,6 +15,7 @@ from litestar.types import ASGIApp
 from rose.api import chat, files, fine_tuning, health, models, preview
 from rose.api.access import check_access
 from rose.api.errors import EXCEPTION_HANDLERS
+from rose.api.principal import principal_of
 from rose.api.services import Services
 from rose.api.transport import request_envelope
 
@@ -41,7 +42,10 @@ def create_app(services: Services) -> ASGIApp:
                 *chat.HANDLERS,
             ],
             state=State({"services": services}),
-            dependencies={"services": Provide(lambda: services, sync_to_thread=False, use_cache=True)},
+            dependencies={
+                "services": Provide(lambda: services, sync_to_thread=False, use_cache=True),
+                "principal": Provide(principal_of, sync_to_thread=False),
+            },
             guards=[check_access],
             exception_handlers=EXCEPTION_HANDLERS,
             request_max_body_size=MAX_BODY_BYTES,
