@@ -110,7 +110,12 @@ def main() -> None:
 def _event() -> tuple[FileUploaded, str]:
     file_id = new_id("file_")
     event = FileUploaded(
-        file_id=file_id, created_at=1, filename="benchmark.jsonl", purpose="fine-tune", artifact=ARTIFACT
+        project="default",
+        file_id=file_id,
+        created_at=1,
+        filename="benchmark.jsonl",
+        purpose="fine-tune",
+        artifact=ARTIFACT,
     )
     return event, f"file/{file_id}"
 

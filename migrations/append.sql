@@ -11,37 +11,25 @@
 -- Locks are always taken in this order, so appends cannot deadlock:
 --   command id < stream rows, sorted < entity rows < lease rows < log_head.
 
--- Store the entity row of one write: insert or replace, found by its id.
+-- Store the entity row of one write: insert or replace, found by its id. The kind is the table.
 create or replace function rose.store_row(p_row jsonb, p_version bigint) returns void
 language plpgsql as $$
 begin
-    case p_row ->> 'kind'
-    when 'jobs' then
-        insert into rose.jobs (id, doc, version) values (p_row ->> 'id', p_row -> 'doc', p_version)
-        on conflict (id) do update set doc = excluded.doc, version = excluded.version;
-    when 'files' then
-        insert into rose.files (id, doc, version) values (p_row ->> 'id', p_row -> 'doc', p_version)
-        on conflict (id) do update set doc = excluded.doc, version = excluded.version;
-    when 'models' then
-        insert into rose.models (id, doc, version) values (p_row ->> 'id', p_row -> 'doc', p_version)
-        on conflict (id) do update set doc = excluded.doc, version = excluded.version;
-    else
+    if to_regclass(format('rose.%I', p_row ->> 'kind')) is null then
         raise exception 'there is no entity row of kind %', p_row ->> 'kind' using errcode = 'RS004';
-    end case;
+    end if;
+    execute format('insert into rose.%I (id, doc, version) values ($1, $2, $3) '
+                   'on conflict (id) do update set doc = excluded.doc, version = excluded.version', p_row ->> 'kind')
+    using p_row ->> 'id', p_row -> 'doc', p_version;
 end
 $$;
 
 -- Give a new entity row its place in lists, once its first event has a position.
 create or replace function rose.place_row(p_row jsonb, p_stream_id text) returns void
 language plpgsql as $$
-declare
-    first_position bigint := (select position from rose.events where stream_id = p_stream_id and version = 1);
 begin
-    case p_row ->> 'kind'
-    when 'jobs' then update rose.jobs set created_position = first_position where id = p_row ->> 'id';
-    when 'files' then update rose.files set created_position = first_position where id = p_row ->> 'id';
-    when 'models' then update rose.models set created_position = first_position where id = p_row ->> 'id';
-    end case;
+    execute format('update rose.%I set created_position = $1 where id = $2', p_row ->> 'kind')
+    using (select position from rose.events where stream_id = p_stream_id and version = 1), p_row ->> 'id';
 end
 $$;
 
@@ -157,8 +145,9 @@ begin
 
     -- 2. Create, then lock, the stream rows, sorted by id. In statements of their own: one that also read the versions
     --    would read them from a snapshot taken before the lock was granted.
-    insert into rose.streams (stream_id)
-    select value ->> 'stream_id' from jsonb_array_elements(p_writes)
+    insert into rose.streams (stream_id, project_id)
+    select value ->> 'stream_id', coalesce(value -> 'row' -> 'doc' ->> 'project', 'default')
+    from jsonb_array_elements(p_writes)
     where (value ->> 'expected_version')::bigint = 0
     order by 1
     on conflict (stream_id) do nothing;

@@ -14,25 +14,26 @@ from rose.log.pool import Pool, fetch, fetch_row
 Order = Literal["asc", "desc"]
 
 # $1: id to start behind, also of a deleted file; an unknown one gives no row. $2: purpose. $3: now, Unix seconds.
+# $5: project.
 LIST_NEWEST_FIRST = """
 select doc from rose.files
-where not deleted
+where project = $5 and not deleted
   and coalesce((doc ->> 'expires_at')::bigint > $3, true)
-  and ($1::text is null or created_position < (select created_position from rose.files where id = $1))
+  and ($1::text is null or created_position < (select created_position from rose.files where id = $1 and project = $5))
   and ($2::text is null or purpose = $2)
 order by created_position desc
 limit $4
 """
 LIST_OLDEST_FIRST = """
 select doc from rose.files
-where not deleted
+where project = $5 and not deleted
   and coalesce((doc ->> 'expires_at')::bigint > $3, true)
-  and ($1::text is null or created_position > (select created_position from rose.files where id = $1))
+  and ($1::text is null or created_position > (select created_position from rose.files where id = $1 and project = $5))
   and ($2::text is null or purpose = $2)
 order by created_position
 limit $4
 """
-GET = "select doc from rose.files where id = $1"
+FIND = "select doc from rose.files where id = $1"
 
 
 def row(state: FileState) -> EntityRow:
@@ -41,15 +42,15 @@ def row(state: FileState) -> EntityRow:
 
 
 async def find(pool: Pool, file_id: str) -> FileState | None:
-    """Return the file, also when it was deleted or has expired; None when there never was one of that id."""
-    found = await fetch_row(pool, GET, file_id)
+    """Return the file, whosever it is, also when it was deleted or has expired: for the house, never for a caller."""
+    found = await fetch_row(pool, FIND, file_id)
     return None if found is None else msgspec.json.decode(found["doc"], type=FileState)
 
 
-async def get(pool: Pool, file_id: str, *, now: int) -> FileState | None:
-    """Return the file, or None when there is none of that id that can be used at `now` (Unix seconds)."""
+async def get(pool: Pool, project: str, file_id: str, *, now: int) -> FileState | None:
+    """Return the project's file, or None when it has none of that id that can be used at `now` (Unix seconds)."""
     state = await find(pool, file_id)
-    if state is None:
+    if state is None or state.project != project:
         return None
     gone = state.deleted_at is not None or (state.expires_at is not None and state.expires_at <= now)
     return None if gone else state
@@ -57,6 +58,7 @@ async def get(pool: Pool, file_id: str, *, now: int) -> FileState | None:
 
 async def page(
     pool: Pool,
+    project: str,
     *,
     limit: int,
     now: int,
@@ -64,7 +66,7 @@ async def page(
     purpose: str | None = None,
     order: Order = "desc",
 ) -> Page[FileState]:
-    """Return up to `limit` usable files behind the file `after` in `order` of their making."""
+    """Return up to `limit` usable files of the project behind the file `after` in `order` of their making."""
     query = LIST_NEWEST_FIRST if order == "desc" else LIST_OLDEST_FIRST
-    rows = await fetch(pool, query, after, purpose, now, limit + 1)
+    rows = await fetch(pool, query, after, purpose, now, limit + 1, project)
     return Page.cut([msgspec.json.decode(found["doc"], type=FileState) for found in rows], limit)

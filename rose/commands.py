@@ -127,6 +127,7 @@ class Commands:
                 raise StaleEpoch(f"The job {job_id} was never validated.")
             lora: LoraSettings | None = state.hyperparameters.lora_config if command.kind == "adapter" else None
             register = models.RegisterModel(
+                project=state.project,
                 job_id=job_id,
                 name=state.model_name,
                 at=command.at,

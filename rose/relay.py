@@ -16,7 +16,7 @@ from rose.errors import RoseError, Unavailable
 from rose.log.feed import Feed, LogIdentity, RawEvent, open_feed
 from rose.log.pool import Pool
 from rose.settings import Settings
-from rose.subjects import ALL_EVENTS, STREAM, Message, message
+from rose.subjects import ALL_EVENTS, OLDER_SUBJECTS, STREAM, Message, message
 
 log = logging.getLogger(__name__)
 
@@ -213,6 +213,14 @@ class Relay:
             log.info("Created the NATS stream %s.", self._stream.name)
         elif facts.settings == self._stream or facts.settings == self._kept:
             return facts
+        elif facts.settings.subjects in OLDER_SUBJECTS:
+            await self._bus.delete_stream(self._stream.name)
+            await self._bus.create_stream(self._stream, first_sequence=1, metadata=metadata)
+            log.warning(
+                "The NATS stream %s had the subjects %s of an older ROSE; it is made anew and filled from the log.",
+                self._stream.name,
+                ", ".join(facts.settings.subjects),
+            )
         else:
             await self._change_stream(facts)
         facts = await self._bus.stream(self._stream.name)
@@ -237,6 +245,7 @@ class Relay:
             event_id=event.event_id,
             wire_name=event.type,
             schema=event.schema,
+            project=event.project,
             stream_id=event.stream_id,
             version=event.version,
             recorded_at=event.recorded_at,

@@ -1,7 +1,8 @@
 """Every NATS subject of ROSE, and what a message looks like. Pure: nothing here talks to NATS.
 
-An event of the log goes out as a structured CloudEvents 1.0 JSON body on `rose.v1.<entity>.<id>.<event>`; one that
-NATS would refuse for its content goes out on `rose.v1.event.oversize`, without data and with a `dataref`.
+An event of the log goes out as a structured CloudEvents 1.0 JSON body on `rose.v2.<project>.<entity>.<id>.<event>`:
+a reader is confined to its project by the subject alone. One that NATS would refuse for its content goes out on
+`rose.v2.<project>.event.oversize`, without data and with a `dataref`.
 """
 
 from __future__ import annotations
@@ -13,19 +14,23 @@ import msgspec
 
 STREAM = "ROSE_EVENTS"
 """JetStream stream whose sequence numbers are the log's positions."""
-ALL_EVENTS = "rose.v1.>"
-OVERSIZE = "rose.v1.event.oversize"
-JOB_CREATED = "rose.v1.job.*.created"
+ALL_EVENTS = "rose.v2.>"
+OLDER_SUBJECTS = (("rose.v1.>",),)
+"""Subjects of streams that earlier versions made."""
+JOB_CREATED = "rose.v2.*.job.*.created"
 """Core subscription that wakes validation slots; losing one is harmless, every waiter also polls."""
-JOB_QUEUED = "rose.v1.job.*.queued"
+JOB_QUEUED = "rose.v2.*.job.*.queued"
 """Core subscription that wakes training slots."""
+JOB_CHANGES = ("rose.v2.*.job.*.cancelled", "rose.v2.*.job.*.paused")
+"""Core subscriptions by which a trainer hears that its job shall end."""
 CONTENT_TYPE = "application/cloudevents+json"
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class CloudEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The body of a message. `sequence`, `position`, `streamversion` and `schemaversion` are extension attributes."""
+    """The body of a message. `project`, `sequence`, `position`, `streamversion` and
+    `schemaversion` are extension attributes."""
 
     specversion: str
     id: str
@@ -33,9 +38,11 @@ class CloudEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     source: str
     """The log: `/rose/logs/<log id>`; it changes when the log is another one."""
     type: str
-    """`rose.v1.<entity>.<event>`, for example `rose.v1.job.succeeded`."""
+    """`rose.v2.<entity>.<event>`, for example `rose.v2.job.succeeded`."""
     subject: str
     """Stream id, for example `job/ftjob_…`."""
+    project: str
+    """Whose it is."""
     time: str
     """When Postgres recorded it, RFC 3339. For people: order comes from the position."""
     datacontenttype: str
@@ -60,12 +67,12 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str]
 
 
-def subject_of(wire_name: str, stream_id: str) -> str | None:
-    """Return `rose.v1.<entity>.<id>.<event>`, or None when a part cannot be a token of a subject."""
+def subject_of(project: str, wire_name: str, stream_id: str) -> str | None:
+    """Return `rose.v2.<project>.<entity>.<id>.<event>`, or None when a part cannot be a token of a subject."""
     entity, _, name = wire_name.partition(".")
     _, _, identifier = stream_id.partition("/")
-    tokens = (entity, identifier, name)
-    return ".".join(("rose.v1", *tokens)) if all(map(_TOKEN.fullmatch, tokens)) else None
+    tokens = (project, entity, identifier, name)
+    return ".".join(("rose.v2", *tokens)) if all(map(_TOKEN.fullmatch, tokens)) else None
 
 
 def message(
@@ -75,6 +82,7 @@ def message(
     event_id: str,
     wire_name: str,
     schema: int,
+    project: str,
     stream_id: str,
     version: int,
     recorded_at: datetime,
@@ -82,13 +90,14 @@ def message(
     without_data: bool = False,
 ) -> Message:
     """Return the message of one event. It has no data when asked so, or when the event makes no valid subject."""
-    subject = None if without_data else subject_of(wire_name, stream_id)
+    subject = None if without_data else subject_of(project, wire_name, stream_id)
     event = CloudEvent(
         specversion="1.0",
         id=event_id,
         source=f"/rose/logs/{log_id}",
-        type=f"rose.v1.{wire_name}",
+        type=f"rose.v2.{wire_name}",
         subject=stream_id,
+        project=project,
         time=recorded_at.isoformat().replace("+00:00", "Z"),
         datacontenttype="application/json",
         sequence=f"{position:020d}",
@@ -105,4 +114,6 @@ def message(
         "ce-id": event_id,
         "ce-type": event.type,
     }
-    return Message(subject=subject or OVERSIZE, body=msgspec.json.encode(event), headers=headers)
+    return Message(
+        subject=subject or f"rose.v2.{project}.event.oversize", body=msgspec.json.encode(event), headers=headers
+    )

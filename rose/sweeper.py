@@ -67,7 +67,7 @@ async def sweep(pool: Pool, blobs: Blobs, *, keep_seconds: float = KEEP_SECONDS)
 def _pinned_by(job: JobState) -> list[str]:
     """Return the paths that a job needs until it ends."""
     artifacts = [pinned.artifact for pinned in (job.training_file, job.validation_file) if pinned is not None]
-    if job.base_request is not None and job.base_request.parent is not None:
+    if job.base_request.parent is not None:
         artifacts.append(job.base_request.parent.artifact)
     return [artifact.path for artifact in artifacts]
 
@@ -82,7 +82,7 @@ async def _file_is_over(pool: Pool, blobs: Blobs, path: str, born: float, horizo
 
 async def _kept_of_job(pool: Pool, blobs: Blobs, folder: str, born: float, horizon: float) -> set[str] | None:
     """Return what the job's folder must keep; None when nothing in it may be touched yet."""
-    job = await jobs_view.get(pool, folder.partition("/")[2])
+    job = await jobs_view.find(pool, folder.partition("/")[2])
     if job is None:
         return set() if await _lies_unnamed(blobs, folder, born, horizon) else None
     if job.finished_at is None or job.finished_at > horizon:

@@ -33,6 +33,7 @@ from rose.domain.job_commands import CancelJob, CreateJob, PauseJob, ResumeJob
 from rose.domain.job_events import FilesValidated, JobQueued, RecoveryPointSaved, StepsReported
 from rose.domain.job_values import BaseRequest, PinnedFile
 from rose.domain.jobs import JobState
+from rose.domain.projects import DEFAULT_PROJECT
 from rose.ids import new_id
 from rose.language_models.locate import locate
 from rose.local import launcher
@@ -97,7 +98,14 @@ class House:
         with self.blobs.open_temporary() as file:
             file.write(content)
             artifact = file.commit(f"files/{file_id}")
-        add = AddFile(file_id=file_id, at=int(time.time()), filename=filename, purpose="fine-tune", artifact=artifact)
+        add = AddFile(
+            project=DEFAULT_PROJECT,
+            file_id=file_id,
+            at=int(time.time()),
+            filename=filename,
+            purpose="fine-tune",
+            artifact=artifact,
+        )
         await self.commands.add_file(add, Request(actor=CLIENT))
         return PinnedFile(id=file_id, filename=filename, artifact=artifact)
 
@@ -130,7 +138,7 @@ class House:
         validated = FilesValidated(
             epoch=0,  # nobody claimed the job for it
             base=located.base_model(),
-            hyperparameters=resolve(create.hyperparameters, facts, seed=create.seed),
+            hyperparameters=resolve(create.requested, facts, seed=create.seed),
             tokens=1,
             validation_tokens=0,
             needs=needs or {},
@@ -145,14 +153,15 @@ class House:
         return CreateJob(
             job_id=new_id("ftjob_"),
             at=int(time.time()),
+            project=DEFAULT_PROJECT,
             model="fixture",
-            base=BaseRequest(source=base or str(self.base)),
+            base_request=BaseRequest(source=base or str(self.base)),
             training_file=await self.upload(content),
             validation_file=None,
             suffix=None,
             seed=1,
             method="supervised",
-            hyperparameters=parse(hyperparameters),
+            requested=parse(hyperparameters),
             model_name="",
         )
 
@@ -166,7 +175,7 @@ class House:
         return (await self.commands.job(job_id, ResumeJob(at=int(time.time())), Request(actor=CLIENT))).state
 
     async def state(self, job_id: str) -> JobState:
-        state = await jobs_view.get(self.pool, job_id)
+        state = await jobs_view.find(self.pool, job_id)
         assert state is not None
         return state
 

@@ -315,6 +315,7 @@ class Supervision:
             stopped_early=finished.stopped_early,
         )
         file = AddFile(
+            project=self._owned.state.project,
             file_id=file_id,
             at=now,
             filename=RESULT_FILENAME,

@@ -29,7 +29,7 @@ from rose.leases import Candidate, Kind, Lease
 from rose.log.append import Actor, LeaseChange
 from rose.log.pool import Pool
 from rose.settings import Settings
-from rose.subjects import JOB_CREATED, JOB_QUEUED
+from rose.subjects import JOB_CHANGES, JOB_CREATED, JOB_QUEUED
 from trainer import capabilities
 from trainer.capabilities import Capabilities
 from trainer.child_process import Launch
@@ -45,7 +45,6 @@ SPACE_RETRY_SECONDS = 10.0
 """After a full disk paused a job again, the least time until it is resumed once more; doubled each time."""
 LONGEST_SPACE_RETRY_SECONDS = 600.0
 WITHDRAW_SECONDS = 2.0
-JOB_CHANGES = ("rose.v1.job.*.cancelled", "rose.v1.job.*.paused")
 
 
 async def run(

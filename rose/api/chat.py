@@ -18,6 +18,7 @@ from rose import leases
 from rose.api.body import check_values, read_object, require_text
 from rose.api.errors import AnyRequest, error_json, path_of
 from rose.api.model_names import Base, Named, find_model
+from rose.api.principal import ThePrincipal
 from rose.api.routes import BOOLEAN, NUMBER, TEXT, WHOLE, listing, optional, post, record
 from rose.api.services import Services, TheServices
 from rose.domain.job_values import BaseModel
@@ -46,7 +47,9 @@ logger = logging.getLogger(__name__)
 
 
 @post("/v1/chat/completions", body=CHAT_BODY, other="text/event-stream")
-async def create_chat_completion(request: AnyRequest, services: TheServices) -> Response[Any] | Stream:
+async def create_chat_completion(
+    request: AnyRequest, services: TheServices, principal: ThePrincipal
+) -> Response[Any] | Stream:
     """Answer a conversation, in one piece or as the tokens are made."""
     body = await read_object(request, nul_allowed=True)
     model = require_text(body, "model")
@@ -55,7 +58,7 @@ async def create_chat_completion(request: AnyRequest, services: TheServices) -> 
         raise InvalidRequest(
             "Missing required parameter: messages.", code="missing_required_parameter", param="messages"
         )
-    named = await find_model(services, model)
+    named = await find_model(services, principal.project, model)
     target = target_of(named)
     asking = {**body, "rose": msgspec.to_builtins(target)}
     parsed = parse_request(msgspec.json.encode(asking))

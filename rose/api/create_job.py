@@ -61,7 +61,7 @@ CREATE_BODY = closed(
 )
 
 
-async def read_create_job(services: Services, body: dict[str, Any]) -> CreateJob:
+async def read_create_job(services: Services, project: str, body: dict[str, Any]) -> CreateJob:
     """Return the command that a request asks for.
 
     Raises: InvalidRequest naming the field, also one that nobody reads: a job that trains otherwise than its request
@@ -76,8 +76,8 @@ async def read_create_job(services: Services, body: dict[str, Any]) -> CreateJob
     method, asked = _method(body)
     metadata = _metadata(body)
     integrations = await read_integrations(services, body)
-    training = await _file(services, training_id, "training_file")
-    validation = None if validation_id is None else await _file(services, validation_id, "validation_file")
+    training = await _file(services, project, training_id, "training_file")
+    validation = None if validation_id is None else await _file(services, project, validation_id, "validation_file")
     if validation is not None and asked.validation_split not in ("auto", 0):
         raise InvalidRequest(
             "validation_split and validation_file exclude each other. Remove one.",
@@ -85,20 +85,21 @@ async def read_create_job(services: Services, body: dict[str, Any]) -> CreateJob
             param="hyperparameters.validation_split",
         )
     try:
-        named = await find_model(services, model)
+        named = await find_model(services, project, model)
     except NotFound as error:
         raise InvalidRequest(error.message, code=error.code, param="model", hint=error.hint) from None
     return CreateJob(
         job_id=new_id("ftjob_"),
         at=int(time.time()),
+        project=project,
         model=model,
-        base=base_request(named),
+        base_request=base_request(named),
         training_file=training,
         validation_file=validation,
         suffix=suffix,
         seed=secrets.randbelow(MAX_SEED + 1) if seed is None else seed,
         method=method,
-        hyperparameters=asked,
+        requested=asked,
         model_name="",
         metadata=metadata,
         integrations=integrations,
@@ -178,8 +179,8 @@ def _metadata(body: dict[str, Any]) -> dict[str, str] | None:
     return given
 
 
-async def _file(services: Services, file_id: str, param: str) -> PinnedFile:
-    state = await files_view.get(services.pool, file_id, now=int(time.time()))
+async def _file(services: Services, project: str, file_id: str, param: str) -> PinnedFile:
+    state = await files_view.get(services.pool, project, file_id, now=int(time.time()))
     if state is None or state.artifact is None:
         raise InvalidRequest(
             f"invalid {param}: {file_id} does not exist.",

@@ -23,6 +23,7 @@ from rose.api.asking import asked, stored_answer
 from rose.api.body import check_values, query_choice, query_page
 from rose.api.errors import AnyRequest, SlowRequest
 from rose.api.multipart import Upload, read_upload
+from rose.api.principal import ThePrincipal
 from rose.api.routes import AFTER, BINARY, TEXT, choice, delete, get, limit, post, record, text
 from rose.api.services import Services, TheServices
 from rose.blobs import BlobMismatch, TemporaryBlob
@@ -52,7 +53,7 @@ DRAIN_SECONDS = 20.0
 
 
 @post("/v1/files", answer=wire.File, form=UPLOAD_FORM, request_max_body_size=None)
-async def create_file(request: AnyRequest, services: TheServices) -> Response[Any]:
+async def create_file(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> Response[Any]:
     """Store an upload. What is cut off or refused leaves nothing behind."""
     settings = services.settings
     free = await anyio.to_thread.run_sync(services.blobs.free_bytes)
@@ -71,7 +72,7 @@ async def create_file(request: AnyRequest, services: TheServices) -> Response[An
     blob = await anyio.to_thread.run_sync(services.blobs.open_temporary, "upload")
     try:
         filename, purpose, lifetime = await _receive(request, settings.max_upload_bytes, blob)
-        return await _store(request, services, blob, filename, purpose, lifetime)
+        return await _store(request, services, principal.project, blob, filename, purpose, lifetime)
     finally:
         blob.discard()
 
@@ -102,16 +103,28 @@ async def _in_time(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def _store(
-    request: AnyRequest, services: Services, blob: TemporaryBlob, filename: str, purpose: str, lifetime: int | None
+    request: AnyRequest,
+    services: Services,
+    project: str,
+    blob: TemporaryBlob,
+    filename: str,
+    purpose: str,
+    lifetime: int | None,
 ) -> Response[Any]:
     # The rename and the event belong together: a client that leaves now must not leave a blob without its event.
     with anyio.CancelScope(shield=True):
-        return await _publish(request, services, blob, filename, purpose, lifetime)
+        return await _publish(request, services, project, blob, filename, purpose, lifetime)
     raise AssertionError("a shielded scope swallows nothing")
 
 
 async def _publish(
-    request: AnyRequest, services: Services, blob: TemporaryBlob, filename: str, purpose: str, lifetime: int | None
+    request: AnyRequest,
+    services: Services,
+    project: str,
+    blob: TemporaryBlob,
+    filename: str,
+    purpose: str,
+    lifetime: int | None,
 ) -> Response[Any]:
     file_id = new_id("file_")
     path = f"files/{file_id}"
@@ -119,6 +132,7 @@ async def _publish(
     content = msgspec.json.encode([filename, purpose, lifetime, artifact.sha256])
     now = int(time.time())
     command = AddFile(
+        project=project,
         file_id=file_id,
         at=now,
         filename=filename,
@@ -150,7 +164,7 @@ async def _publish(
         text("purpose", "Only files of this purpose."),
     ),
 )
-async def list_files(request: AnyRequest, services: TheServices) -> wire.Listing[wire.File]:
+async def list_files(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> wire.Listing[wire.File]:
     """List the files that can be used, newest first unless `order=asc`."""
     page = query_page(request, default=MAX_LISTED, maximum=MAX_LISTED)
     order = query_choice(request, "order", ("asc", "desc"), "desc")
@@ -158,6 +172,7 @@ async def list_files(request: AnyRequest, services: TheServices) -> wire.Listing
     check_values({"after": page.after, "purpose": purpose})
     found = await files_view.page(
         services.pool,
+        principal.project,
         limit=page.limit,
         now=int(time.time()),
         after=page.after,
@@ -169,27 +184,29 @@ async def list_files(request: AnyRequest, services: TheServices) -> wire.Listing
 
 
 @get("/v1/files/{file_id:str}")
-async def get_file(services: TheServices, file_id: FromPath[str]) -> wire.File:
+async def get_file(services: TheServices, principal: ThePrincipal, file_id: FromPath[str]) -> wire.File:
     """Describe one file."""
-    return wire.file(await _usable(services, file_id))
+    return wire.file(await _usable(services, principal.project, file_id))
 
 
 @delete("/v1/files/{file_id:str}", answer=wire.Deleted)
-async def delete_file(request: AnyRequest, services: TheServices, file_id: FromPath[str]) -> Response[Any]:
+async def delete_file(
+    request: AnyRequest, services: TheServices, principal: ThePrincipal, file_id: FromPath[str]
+) -> Response[Any]:
     """End a file's use for new requests; unfinished jobs that name it keep its content."""
     asking, answered = await asked(request, services, b"")
     if answered is not None:
         return stored_answer(answered)
-    await _usable(services, file_id)
+    await _usable(services, principal.project, file_id)
     gone = wire.Deleted(id=file_id, object="file")
     await services.commands.delete_file(file_id, int(time.time()), asking, respond=lambda _: msgspec.json.encode(gone))
     return Response(gone, status_code=200)
 
 
 @get("/v1/files/{file_id:str}/content", other="application/octet-stream")
-async def get_file_content(services: TheServices, file_id: FromPath[str]) -> Stream:
+async def get_file_content(services: TheServices, principal: ThePrincipal, file_id: FromPath[str]) -> Stream:
     """Send the bytes of a file."""
-    state = await _usable(services, file_id)
+    state = await _usable(services, principal.project, file_id)
     assert state.artifact is not None
     path = anyio.Path(services.blobs.path(state.artifact.path))
     size = (await path.stat()).st_size if await path.is_file() else None
@@ -245,9 +262,9 @@ def attachment(filename: str) -> str:
     return f'attachment; filename="{plain}"{extended}'
 
 
-async def _usable(services: Services, file_id: str) -> FileState:
+async def _usable(services: Services, project: str, file_id: str) -> FileState:
     check_values({"id": file_id})
-    state = await files_view.get(services.pool, file_id, now=int(time.time()))
+    state = await files_view.get(services.pool, project, file_id, now=int(time.time()))
     if state is None:
         error = NotFound(f"No such File object: {file_id}", param="id")
         error.code = None

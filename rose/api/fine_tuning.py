@@ -20,6 +20,7 @@ from rose.api.body import check_values, query_page, read_object
 from rose.api.create_job import CREATE_BODY, read_create_job
 from rose.api.errors import AnyRequest
 from rose.api.event_stream import Cursor, frames, is_complete
+from rose.api.principal import ThePrincipal
 from rose.api.routes import AFTER, choice, get, limit, post
 from rose.api.services import Services, TheServices
 from rose.api.waiting import waiting_for
@@ -35,13 +36,13 @@ MAX_CHECKPOINTS_LISTED = 100
 
 
 @post("/v1/fine_tuning/jobs", answer=wire.Job, body=CREATE_BODY)
-async def create_job(request: AnyRequest, services: TheServices) -> Response[Any]:
+async def create_job(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> Response[Any]:
     """Create a job; it is validated and trained by whichever trainer claims it."""
     body = await read_object(request)
     asking, answered = await asked(request, services, await request.body())
     if answered is not None:
         return stored_answer(answered)
-    command = await read_create_job(services, body)
+    command = await read_create_job(services, principal.project, body)
     await _require_space(services)
     outcome = await services.commands.create_job(command, asking, respond=_encoded)
     if outcome.replayed and outcome.response is not None:
@@ -50,7 +51,7 @@ async def create_job(request: AnyRequest, services: TheServices) -> Response[Any
 
 
 @get("/v1/fine_tuning/jobs", queries=(limit(20, MAX_JOBS_LISTED), AFTER))
-async def list_jobs(request: AnyRequest, services: TheServices) -> wire.Listing[wire.Job]:
+async def list_jobs(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> wire.Listing[wire.Job]:
     """List jobs, newest first; `metadata[key]=value` selects, `metadata=null` selects those without metadata."""
     page = query_page(request, default=20, maximum=MAX_JOBS_LISTED, clamp=True)
     wanted = {
@@ -65,6 +66,7 @@ async def list_jobs(request: AnyRequest, services: TheServices) -> wire.Listing[
         )
     found = await jobs_view.newest_first(
         services.pool,
+        principal.project,
         limit=page.limit,
         after=page.after,
         metadata=wanted or None,
@@ -75,27 +77,33 @@ async def list_jobs(request: AnyRequest, services: TheServices) -> wire.Listing[
 
 
 @get("/v1/fine_tuning/jobs/{job_id:str}")
-async def get_job(services: TheServices, job_id: FromPath[str]) -> wire.Job:
+async def get_job(services: TheServices, principal: ThePrincipal, job_id: FromPath[str]) -> wire.Job:
     """Describe one job."""
-    return await _described(services, await _existing(services, job_id))
+    return await _described(services, await _existing(services, principal.project, job_id))
 
 
 @post("/v1/fine_tuning/jobs/{job_id:str}/cancel", answer=wire.Job)
-async def cancel_job(request: AnyRequest, services: TheServices, job_id: FromPath[str]) -> Response[Any]:
+async def cancel_job(
+    request: AnyRequest, services: TheServices, principal: ThePrincipal, job_id: FromPath[str]
+) -> Response[Any]:
     """End a job, at once from every state that is not final."""
-    return await _change(request, services, job_id, CancelJob(at=int(time.time())))
+    return await _change(request, services, principal.project, job_id, CancelJob(at=int(time.time())))
 
 
 @post("/v1/fine_tuning/jobs/{job_id:str}/pause", answer=wire.Job)
-async def pause_job(request: AnyRequest, services: TheServices, job_id: FromPath[str]) -> Response[Any]:
+async def pause_job(
+    request: AnyRequest, services: TheServices, principal: ThePrincipal, job_id: FromPath[str]
+) -> Response[Any]:
     """Hold a queued or running job; a running one makes a recovery point first."""
-    return await _change(request, services, job_id, PauseJob(at=int(time.time())))
+    return await _change(request, services, principal.project, job_id, PauseJob(at=int(time.time())))
 
 
 @post("/v1/fine_tuning/jobs/{job_id:str}/resume", answer=wire.Job)
-async def resume_job(request: AnyRequest, services: TheServices, job_id: FromPath[str]) -> Response[Any]:
+async def resume_job(
+    request: AnyRequest, services: TheServices, principal: ThePrincipal, job_id: FromPath[str]
+) -> Response[Any]:
     """Queue a paused job again; it goes on from its newest recovery point."""
-    return await _change(request, services, job_id, ResumeJob(at=int(time.time())))
+    return await _change(request, services, principal.project, job_id, ResumeJob(at=int(time.time())))
 
 
 @get(
@@ -108,9 +116,11 @@ async def resume_job(request: AnyRequest, services: TheServices, job_id: FromPat
         choice("stream", ("true", "false"), "Server-sent events, oldest first, until the job ends."),
     ),
 )
-async def list_events(request: AnyRequest, services: TheServices, job_id: FromPath[str]) -> Response[Any] | Stream:
+async def list_events(
+    request: AnyRequest, services: TheServices, principal: ThePrincipal, job_id: FromPath[str]
+) -> Response[Any] | Stream:
     """List a job's events, newest first, or stream them with `?stream=true` or `Accept: text/event-stream`."""
-    state = await _existing(services, job_id)
+    state = await _existing(services, principal.project, job_id)
     if _wants_stream(request):
         return await _stream_events(request, services, state)
     page = query_page(request, default=20, maximum=MAX_EVENTS_LISTED, clamp=True)
@@ -125,10 +135,10 @@ async def list_events(request: AnyRequest, services: TheServices, job_id: FromPa
 
 @get("/v1/fine_tuning/jobs/{job_id:str}/checkpoints", queries=(limit(10, MAX_CHECKPOINTS_LISTED), AFTER))
 async def list_checkpoints(
-    request: AnyRequest, services: TheServices, job_id: FromPath[str]
+    request: AnyRequest, services: TheServices, principal: ThePrincipal, job_id: FromPath[str]
 ) -> wire.Listing[wire.JobCheckpoint]:
     """List a job's checkpoints, newest first."""
-    await _existing(services, job_id)
+    await _existing(services, principal.project, job_id)
     page = query_page(request, default=10, maximum=MAX_CHECKPOINTS_LISTED, clamp=True)
     check_values({"after": page.after})
     made = await checkpoints_view.newest_first(services.pool, job_id, limit=page.limit + 1, after=page.after)
@@ -137,12 +147,12 @@ async def list_checkpoints(
 
 
 async def _change(
-    request: AnyRequest, services: Services, job_id: str, command: CancelJob | PauseJob | ResumeJob
+    request: AnyRequest, services: Services, project: str, job_id: str, command: CancelJob | PauseJob | ResumeJob
 ) -> Response[Any]:
     asking, answered = await asked(request, services, b"")
     if answered is not None:
         return stored_answer(answered)
-    await _existing(services, job_id)
+    await _existing(services, project, job_id)
     outcome = await services.commands.job(job_id, command, asking, respond=_encoded)
     if outcome.replayed and outcome.response is not None:
         return stored_answer(outcome.response)
@@ -189,9 +199,9 @@ async def _resumed_from(request: AnyRequest, services: Services) -> Cursor | Non
         raise InvalidRequest(error.message, code=error.code, param="Last-Event-ID" if last else "after") from None
 
 
-async def _existing(services: Services, job_id: str) -> JobState:
+async def _existing(services: Services, project: str, job_id: str) -> JobState:
     check_values({"fine_tune_id": job_id})
-    state = await jobs_view.get(services.pool, job_id)
+    state = await jobs_view.get(services.pool, project, job_id)
     if state is None:
         raise NotFound(f"Could not find fine tune: {job_id}", code="fine_tune_not_found", param="fine_tune_id")
     return state

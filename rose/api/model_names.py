@@ -47,20 +47,23 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
 Named = Tuned | Base
 
 
-async def find_model(services: Services, name: str) -> Named:
-    """Return what `name` stands for. Raises: NotFound saying which names there are."""
-    tuned = await find_tuned(services, name)
+async def find_model(services: Services, project: str, name: str) -> Named:
+    """Return what `name` stands for in a project. Raises: NotFound saying which names there are."""
+    tuned = await find_tuned(services, project, name)
     if tuned is not None:
         return tuned
     source = bases.resolve_alias(name, services.settings.model_aliases)
     if not _is_source(services, source, through_alias=source != name):
-        raise await _unknown(services, name)
+        raise await _unknown(services, project, name)
     return Base(name=name, source=source)
 
 
-async def find_tuned(services: Services, name: str) -> Tuned | None:
-    """Return the fine-tuned model or checkpoint called `name`, or None. Raises: NotFound when it is not made yet."""
-    model = await models_view.by_name(services.pool, name)
+async def find_tuned(services: Services, project: str, name: str) -> Tuned | None:
+    """Return the project's fine-tuned model or checkpoint called `name`, or None.
+
+    Raises: NotFound when it is not made yet.
+    """
+    model = await models_view.by_name(services.pool, project, name)
     if model is not None and model.artifact is not None and model.base is not None:
         return Tuned(
             name=model.name,
@@ -74,7 +77,7 @@ async def find_tuned(services: Services, name: str) -> Tuned | None:
             thinking=model.thinking,
         )
     stem, step = bases.split_checkpoint(name)
-    job = await jobs_view.by_model_name(services.pool, stem)
+    job = await jobs_view.by_model_name(services.pool, project, stem)
     if job is None:
         return None
     if step is None:
@@ -111,7 +114,7 @@ def _checkpoint(job: JobState, name: str, step: int) -> Tuned:
     for checkpoint in job.checkpoints:
         if checkpoint.step == step and job.base is not None and job.hyperparameters is not None:
             # An adapter trained on a whole fine-tuned model is saved merged into it (trainer/trained_model.py).
-            parent = job.base_request.parent if job.base_request else None
+            parent = job.base_request.parent
             merged = parent is not None and parent.kind == "full"
             lora = None if merged else job.hyperparameters.lora_config
             return Tuned(
@@ -146,8 +149,8 @@ def _missing(name: str, hint: str) -> NotFound:
     return NotFound(f"The model '{name}' does not exist.", code="model_not_found", param="model", hint=hint)
 
 
-async def _unknown(services: Services, name: str) -> NotFound:
-    tuned = [model.name for model in await models_view.newest_first(services.pool)]
+async def _unknown(services: Services, project: str, name: str) -> NotFound:
+    tuned = [model.name for model in await models_view.newest_first(services.pool, project)]
     names = [*known_bases(services), *tuned]
     shown = ", ".join(names[:MAX_NAMES_SHOWN]) + (", …" if len(names) > MAX_NAMES_SHOWN else "")
     return _missing(

@@ -22,6 +22,7 @@ from rose.api.body import check_values
 from rose.api.errors import AnyRequest
 from rose.api.files import attachment, read_blob
 from rose.api.model_names import Tuned, find_tuned, imported_bases, known_bases
+from rose.api.principal import ThePrincipal
 from rose.api.routes import delete, get
 from rose.api.services import Services, TheServices
 from rose.errors import InvalidRequest, NotFound
@@ -38,11 +39,11 @@ class ModelListing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @get("/v1/models")
-async def list_models(services: TheServices) -> ModelListing:
+async def list_models(services: TheServices, principal: ThePrincipal) -> ModelListing:
     """List fine-tuned models, newest first, then the bases that have a name here."""
     tuned = [
         wire.fine_tuned_model(state, _folder(services, state.artifact.path if state.artifact else ""))
-        for state in await models_view.newest_first(services.pool)
+        for state in await models_view.newest_first(services.pool, principal.project)
     ]
     imported = imported_bases(services)
     bases = [wire.base_model(name, source, imported.get(source)) for name, source in known_bases(services).items()]
@@ -50,10 +51,10 @@ async def list_models(services: TheServices) -> ModelListing:
 
 
 @get("/v1/models/{model:path}")
-async def get_model(services: TheServices, model: FromPath[str]) -> wire.Model:
+async def get_model(services: TheServices, principal: ThePrincipal, model: FromPath[str]) -> wire.Model:
     """Describe a model, a checkpoint or a base."""
     name = _name(model)
-    tuned = await find_tuned(services, name)
+    tuned = await find_tuned(services, principal.project, name)
     if tuned is not None:
         return _tuned(services, tuned)
     known = known_bases(services)
@@ -64,25 +65,27 @@ async def get_model(services: TheServices, model: FromPath[str]) -> wire.Model:
 
 
 @delete("/v1/models/{model:path}", answer=wire.Deleted)
-async def delete_model(request: AnyRequest, services: TheServices, model: FromPath[str]) -> Response[Any]:
+async def delete_model(
+    request: AnyRequest, services: TheServices, principal: ThePrincipal, model: FromPath[str]
+) -> Response[Any]:
     """End a fine-tuned model's use for new requests; its checkpoints go with it."""
     name = _name(model)
     asking, answered = await asked(request, services, b"")
     if answered is not None:
         return stored_answer(answered)
-    found = await models_view.by_name(services.pool, name)
+    found = await models_view.by_name(services.pool, principal.project, name)
     if found is None:
-        raise await _undeletable(services, name)
+        raise await _undeletable(services, principal.project, name)
     gone = msgspec.json.encode(wire.Deleted(id=name, object="model"))
     await services.commands.delete_model(found.job_id, int(time.time()), asking, respond=lambda _: gone)
     return Response(gone, status_code=200, media_type="application/json")
 
 
 @get("/v1/adapters/{model:path}", other="application/x-tar")
-async def download_model(services: TheServices, model: FromPath[str]) -> Stream:
+async def download_model(services: TheServices, principal: ThePrincipal, model: FromPath[str]) -> Stream:
     """Send the files of a fine-tuned model or checkpoint (PEFT's format, or a whole model) as a tar archive."""
     name = _name(model)
-    tuned = await find_tuned(services, name)
+    tuned = await find_tuned(services, principal.project, name)
     if tuned is None:
         raise _missing(name)
     folder = services.blobs.path(tuned.artifact.path)
@@ -144,13 +147,13 @@ def _missing(name: str) -> NotFound:
     return NotFound(f"The model '{name}' does not exist", code="model_not_found", param="model")
 
 
-async def _undeletable(services: Services, name: str) -> InvalidRequest | NotFound:
+async def _undeletable(services: Services, project: str, name: str) -> InvalidRequest | NotFound:
     known = known_bases(services)
     if name in known or name in known.values():
         return InvalidRequest(
             f"{name} is a base model; only fine-tuned models can be deleted.", code="base_model", param="model"
         )
-    if await find_tuned(services, name) is not None:
+    if await find_tuned(services, project, name) is not None:
         return InvalidRequest(
             f"{name} is a checkpoint; it goes when its model is deleted.", code="checkpoint", param="model"
         )

@@ -18,6 +18,7 @@ from rose.api.body import check_values, read_object, require_text, wrong_type
 from rose.api.chat import target_of
 from rose.api.errors import AnyRequest
 from rose.api.model_names import find_model
+from rose.api.principal import ThePrincipal
 from rose.api.routes import TEXT, WHOLE, optional, post, record
 from rose.api.services import Services, TheServices
 from rose.domain.training_data import MAX_LINE_BYTES, ChatExample, has_thought, read_examples
@@ -36,21 +37,23 @@ class _Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @post("/v1/files/{file_id:str}/preview", body=record(("model",), **_OPTIONS))
-async def preview_file(request: AnyRequest, services: TheServices, file_id: FromPath[str]) -> dict[str, Any]:
+async def preview_file(
+    request: AnyRequest, services: TheServices, principal: ThePrincipal, file_id: FromPath[str]
+) -> dict[str, Any]:
     """Show lines of an uploaded file as a model sees them: its text, and which of it is learned."""
     body = await read_object(request)
     asked = _asked(body)
     check_values({"id": file_id})
-    state = await files_view.get(services.pool, file_id, now=int(time.time()))
+    state = await files_view.get(services.pool, principal.project, file_id, now=int(time.time()))
     if state is None or state.artifact is None:
         raise NotFound(f"No such File object: {file_id}", param="id")
     path = services.blobs.path(state.artifact.path)
     lines, thinking = await anyio.to_thread.run_sync(_from_file, path, asked)
-    return await _shown(services, asked, lines, thinking)
+    return await _shown(services, principal.project, asked, lines, thinking)
 
 
 @post("/v1/files/preview", body=record(("model", "content"), content=TEXT, **_OPTIONS))
-async def preview_content(request: AnyRequest, services: TheServices) -> dict[str, Any]:
+async def preview_content(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> dict[str, Any]:
     """Show lines of a text, JSONL that was not uploaded, as a model sees them."""
     body = await read_object(request, nul_allowed=True)
     asked = _asked(body)
@@ -59,7 +62,7 @@ async def preview_content(request: AnyRequest, services: TheServices) -> dict[st
         wrong_type("content", "a string of JSONL", content)
     given = content.encode("utf-8", "replace").splitlines(keepends=True)
     lines, thinking = await anyio.to_thread.run_sync(_from_lines, given, asked)
-    return await _shown(services, asked, lines, thinking)
+    return await _shown(services, principal.project, asked, lines, thinking)
 
 
 def _asked(body: dict[str, Any]) -> _Asked:
@@ -112,8 +115,10 @@ def _thinks(lines: Iterable[bytes], asked: _Asked) -> bool:
     return any(isinstance(item, ChatExample) and has_thought(item) for item in read_examples(lines))
 
 
-async def _shown(services: Services, asked: _Asked, lines: list[dict[str, Any]], thinking: bool) -> dict[str, Any]:
-    target = target_of(await find_model(services, asked.model))
+async def _shown(
+    services: Services, project: str, asked: _Asked, lines: list[dict[str, Any]], thinking: bool
+) -> dict[str, Any]:
+    target = target_of(await find_model(services, project, asked.model))
     engines = await leases.workers(services.pool, "inference")
     url = services.engines.choose(engines, target.base.fingerprint)
     return await services.engines.preview(

@@ -5,17 +5,19 @@ Fields only ever get added, with defaults; anything else takes a new schema numb
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from rose.domain import files, job_events, models
+from rose.domain.projects import DEFAULT_PROJECT
 from rose.errors import RoseError
 
 Event = job_events.Event | files.Event | models.Event
 
 EVENTS: dict[str, tuple[int, type[Any]]] = {
-    "job.created": (1, job_events.JobCreated),
+    "job.created": (2, job_events.JobCreated),
     "job.validation_started": (1, job_events.ValidationStarted),
     "job.files_validated": (1, job_events.FilesValidated),
     "job.queued": (1, job_events.JobQueued),
@@ -32,11 +34,19 @@ EVENTS: dict[str, tuple[int, type[Any]]] = {
     "job.cancelled": (1, job_events.JobCancelled),
     "job.succeeded": (1, job_events.JobSucceeded),
     "job.failed": (1, job_events.JobFailed),
-    "file.uploaded": (1, files.FileUploaded),
+    "file.uploaded": (2, files.FileUploaded),
     "file.deleted": (1, files.FileDeleted),
-    "model.registered": (1, models.ModelRegistered),
+    "model.registered": (2, models.ModelRegistered),
     "model.deleted": (1, models.ModelDeleted),
 }
+UPCASTERS: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {
+    ("job.created", 1): lambda data: _renamed(
+        {**data, "project": DEFAULT_PROJECT}, base="base_request", hyperparameters="requested"
+    ),
+    ("file.uploaded", 1): lambda data: {**data, "project": DEFAULT_PROJECT},
+    ("model.registered", 1): lambda data: {**data, "project": DEFAULT_PROJECT},
+}
+"""Wire name and schema number -> what makes the data those of the next number."""
 _NAMES: dict[type[Any], tuple[str, int]] = {kind: (name, schema) for name, (schema, kind) in EVENTS.items()}
 
 
@@ -58,12 +68,25 @@ def encode(event: Event) -> tuple[str, int, bytes]:
 
 
 def decode(name: str, schema: int, data: bytes | str | dict[str, Any]) -> Event:
-    """Return the event. Raises: UnknownEvent for a name or schema number that this version does not know."""
+    """Return the event; one of an older schema number as it would be written today.
+
+    Raises: UnknownEvent for a name or schema number that this version does not know.
+    """
     known = EVENTS.get(name)
+    if known is not None and known[0] == schema and not isinstance(data, dict):
+        return msgspec.json.decode(data, type=known[1])
+    found: dict[str, Any] = data if isinstance(data, dict) else msgspec.json.decode(data)
+    while known is not None and schema != known[0]:
+        upcast = UPCASTERS.get((name, schema))
+        if upcast is None:
+            break
+        found, schema = upcast(found), schema + 1
     if known is None or known[0] != schema:
         raise UnknownEvent(
             f"The log holds {name} (schema {schema}), which this version of ROSE does not know. Update ROSE."
         )
-    if isinstance(data, dict):
-        return msgspec.convert(data, known[1])
-    return msgspec.json.decode(data, type=known[1])
+    return msgspec.convert(found, known[1])
+
+
+def _renamed(data: dict[str, Any], **names: str) -> dict[str, Any]:
+    return {names.get(key, key): value for key, value in data.items()}

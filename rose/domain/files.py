@@ -13,6 +13,7 @@ from rose.errors import InvalidState, NotFound
 class AddFile(msgspec.Struct, frozen=True, kw_only=True):
     """Register content that already lies in the blob folder."""
 
+    project: str
     file_id: str
     at: int
     filename: str
@@ -34,6 +35,7 @@ Command = AddFile | DeleteFile
 class FileUploaded(msgspec.Struct, frozen=True, kw_only=True):
     """A file can be used."""
 
+    project: str
     file_id: str
     created_at: int
     filename: str
@@ -57,6 +59,7 @@ class FileState(msgspec.Struct, frozen=True, kw_only=True):
     """A file as its events make it; its JSON is the entity row's `doc`."""
 
     id: str = ""
+    project: str = ""
     created_at: int = 0
     filename: str = ""
     purpose: str = ""
@@ -77,6 +80,7 @@ def decide(command: Command, state: FileState) -> tuple[Event, ...]:
                 raise InvalidState(f"The file {state.id} exists already.")
             return (
                 FileUploaded(
+                    project=command.project,
                     file_id=command.file_id,
                     created_at=command.at,
                     filename=command.filename,
@@ -99,6 +103,7 @@ def evolve(state: FileState, event: Event) -> FileState:
     match event:
         case FileUploaded():
             return FileState(
+                project=event.project,
                 id=event.file_id,
                 created_at=event.created_at,
                 filename=event.filename,

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from rose.domain.artifacts import Artifact
-from rose.domain.hyperparameter_requests import HyperparametersRequest
 from rose.domain.hyperparameters import Hyperparameters
-from rose.domain.job_values import BaseModel, BaseRequest, JobError, PinnedFile, ReleaseReason, StepMetrics, Warning
+from rose.domain.job_order import JobOrder
+from rose.domain.job_values import BaseModel, JobError, ReleaseReason, StepMetrics, Warning
 
 
-class CreateJob(msgspec.Struct, frozen=True, kw_only=True):
+class CreateJob(JobOrder, frozen=True, kw_only=True):
     """Create a job; ids, time, seed and name are decided outside, so that deciding stays pure."""
 
     job_id: str
     at: int
-    model: str
-    base: BaseRequest
-    training_file: PinnedFile
-    validation_file: PinnedFile | None
-    suffix: str | None
-    seed: int
-    method: str
-    hyperparameters: HyperparametersRequest
-    model_name: str
-    metadata: dict[str, str] | None = None
-    integrations: tuple[dict[str, Any], ...] | None = None
-    code_version: str = ""
 
 
 class StartValidation(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,11 +154,8 @@ class CancelJob(msgspec.Struct, frozen=True, kw_only=True):
     at: int
 
 
-Command = (
-    CreateJob
-    | StartValidation
-    | FinishValidation
-    | StartRun
+RunCommand = (
+    FinishValidation
     | ChangePhase
     | NoteResume
     | ReportSteps
@@ -182,7 +165,6 @@ Command = (
     | ReleaseRun
     | Succeed
     | Fail
-    | PauseJob
-    | ResumeJob
-    | CancelJob
 )
+"""What only the run that owns the job may say."""
+Command = CreateJob | StartValidation | StartRun | PauseJob | ResumeJob | CancelJob | RunCommand

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from rose.domain.artifacts import Artifact
-from rose.domain.hyperparameter_requests import HyperparametersRequest
 from rose.domain.hyperparameters import Hyperparameters
+from rose.domain.job_order import JobOrder
 from rose.domain.job_values import (
     BaseModel,
-    BaseRequest,
     Checkpoint,
     JobError,
-    PinnedFile,
     ReleaseReason,
     RunKind,
     StepMetrics,
@@ -22,23 +18,11 @@ from rose.domain.job_values import (
 )
 
 
-class JobCreated(msgspec.Struct, frozen=True, kw_only=True):
+class JobCreated(JobOrder, frozen=True, kw_only=True):
     """A job was asked for; its model's name is reserved."""
 
     job_id: str
     created_at: int
-    model: str
-    base: BaseRequest
-    training_file: PinnedFile
-    validation_file: PinnedFile | None
-    suffix: str | None
-    seed: int
-    method: str
-    hyperparameters: HyperparametersRequest
-    model_name: str
-    metadata: dict[str, str] | None = None
-    integrations: tuple[dict[str, Any], ...] | None = None
-    code_version: str = ""
 
 
 class ValidationStarted(msgspec.Struct, frozen=True, kw_only=True):

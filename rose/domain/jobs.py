@@ -10,7 +10,7 @@ epoch and is refused once the run was released, lost or ended.
 
 from __future__ import annotations
 
-from typing import Any, assert_never
+from typing import assert_never
 
 import msgspec
 
@@ -29,6 +29,7 @@ from rose.domain.job_commands import (
     ReleaseRun,
     ReportSteps,
     ResumeJob,
+    RunCommand,
     SaveCheckpoint,
     SaveRecoveryPoint,
     StartRun,
@@ -56,6 +57,7 @@ from rose.domain.job_events import (
     StepsReported,
     ValidationStarted,
 )
+from rose.domain.job_order import JobOrder, fields_of
 from rose.domain.job_values import (
     BaseModel,
     BaseRequest,
@@ -91,29 +93,17 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """Last step known when this run started to report; time left is estimated from there."""
 
 
-class JobState(msgspec.Struct, frozen=True, kw_only=True):
+class JobState(JobOrder, frozen=True, kw_only=True):
     """A job as its events make it; its JSON is the entity row's `doc`."""
 
     id: str = ""
     status: Status = "validating_files"
     created_at: int = 0
     finished_at: int | None = None
-    model: str = ""
-    base_request: BaseRequest | None = None
     base: BaseModel | None = None
-    training_file: PinnedFile | None = None
-    validation_file: PinnedFile | None = None
-    suffix: str | None = None
-    seed: int = 0
-    method: str = "supervised"
-    requested: HyperparametersRequest = HyperparametersRequest()
     hyperparameters: Hyperparameters | None = None
-    model_name: str = ""
-    metadata: dict[str, str] | None = None
-    integrations: tuple[dict[str, Any], ...] | None = None
-    code_version: str = ""
     tokens: int = 0
-    needs: dict[str, int | str] = {}
+    needs: dict[str, int | str] = msgspec.field(default_factory=dict[str, int | str])
     epoch: int = 0
     """Newest epoch claimed; the next claim takes one more."""
     attempts: int = 0
@@ -139,7 +129,19 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
         return self.status in TERMINAL
 
 
-initial = JobState()
+initial = JobState(
+    project="",
+    model="",
+    base_request=BaseRequest(source=""),
+    training_file=PinnedFile(id="", filename="", artifact=Artifact(path="", bytes=0, sha256="")),
+    validation_file=None,
+    suffix=None,
+    seed=0,
+    method="supervised",
+    requested=HyperparametersRequest(),
+    model_name="",
+)
+"""No job yet: its first event brings what it is."""
 
 
 def decide(command: Command, state: JobState) -> tuple[Event, ...]:
@@ -170,21 +172,7 @@ def decide(command: Command, state: JobState) -> tuple[Event, ...]:
             return _decide_for_run(command, state, run)
 
 
-_RunCommand = (
-    FinishValidation
-    | ChangePhase
-    | NoteResume
-    | ReportSteps
-    | SaveRecoveryPoint
-    | SaveCheckpoint
-    | Warn
-    | ReleaseRun
-    | Succeed
-    | Fail
-)
-
-
-def _decide_for_run(command: _RunCommand, state: JobState, run: Run) -> tuple[Event, ...]:
+def _decide_for_run(command: RunCommand, state: JobState, run: Run) -> tuple[Event, ...]:
     epoch = command.epoch
     match command:
         case FinishValidation():
@@ -245,31 +233,12 @@ def _decide_for_run(command: _RunCommand, state: JobState, run: Run) -> tuple[Ev
 
 
 def _create(command: CreateJob) -> tuple[Event, ...]:
-    return (
-        JobCreated(
-            job_id=command.job_id,
-            created_at=command.at,
-            model=command.model,
-            base=command.base,
-            training_file=command.training_file,
-            validation_file=command.validation_file,
-            suffix=command.suffix,
-            seed=command.seed,
-            method=command.method,
-            hyperparameters=command.hyperparameters,
-            model_name=command.model_name,
-            metadata=command.metadata,
-            integrations=command.integrations,
-            code_version=command.code_version,
-        ),
-    )
+    return (JobCreated(job_id=command.job_id, created_at=command.at, **fields_of(command)),)
 
 
 def _start_validation(command: StartValidation, state: JobState) -> tuple[Event, ...]:
     _require(state, "validate", ("validating_files",))
     before = _former_run(command, state)
-    if state.training_file is None:
-        raise InvalidState(f"The job {state.id} names no training file.")
     if state.attempts >= command.max_attempts:
         return (*before, _given_up(command.at, state, "validation"))
     started = ValidationStarted(
@@ -454,22 +423,7 @@ def evolve(state: JobState, event: Event) -> JobState:
 
 
 def _created(event: JobCreated) -> JobState:
-    return JobState(
-        id=event.job_id,
-        created_at=event.created_at,
-        model=event.model,
-        base_request=event.base,
-        training_file=event.training_file,
-        validation_file=event.validation_file,
-        suffix=event.suffix,
-        seed=event.seed,
-        method=event.method,
-        requested=event.hyperparameters,
-        model_name=event.model_name,
-        metadata=event.metadata,
-        integrations=event.integrations,
-        code_version=event.code_version,
-    )
+    return JobState(id=event.job_id, created_at=event.created_at, **fields_of(event))
 
 
 def _from_the_start(run: Run | None) -> Run | None:

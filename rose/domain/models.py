@@ -15,6 +15,7 @@ from rose.errors import InvalidState, NotFound
 class RegisterModel(msgspec.Struct, frozen=True, kw_only=True):
     """Make a finished job's model answer under its name."""
 
+    project: str
     job_id: str
     name: str
     at: int
@@ -38,6 +39,7 @@ Command = RegisterModel | DeleteModel
 class ModelRegistered(msgspec.Struct, frozen=True, kw_only=True):
     """A model answers under its name."""
 
+    project: str
     job_id: str
     name: str
     created_at: int
@@ -65,6 +67,7 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
 
     job_id: str = ""
     name: str = ""
+    project: str = ""
     created_at: int = 0
     kind: str = "adapter"
     artifact: Artifact | None = None
@@ -86,6 +89,7 @@ def decide(command: Command, state: ModelState) -> tuple[Event, ...]:
                 raise InvalidState(f"The job {state.job_id} has its model already.")
             return (
                 ModelRegistered(
+                    project=command.project,
                     job_id=command.job_id,
                     name=command.name,
                     created_at=command.at,
@@ -110,6 +114,7 @@ def evolve(state: ModelState, event: Event) -> ModelState:
     match event:
         case ModelRegistered():
             return ModelState(
+                project=event.project,
                 job_id=event.job_id,
                 name=event.name,
                 created_at=event.created_at,

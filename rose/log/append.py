@@ -22,10 +22,14 @@ MAX_EVENT_BYTES = 256_000
 NAME_CONSTRAINTS = ("jobs_model_name_taken", "models_name_taken")
 
 
+EntityKind = Literal["jobs", "files", "models", "projects", "keys"]
+"""Tables that appends write rows of."""
+
+
 class EntityRow(msgspec.Struct, frozen=True, kw_only=True):
     """The entity's row after the write."""
 
-    kind: Literal["jobs", "files", "models"]
+    kind: EntityKind
     id: str
     doc: bytes
     """JSON of the entity's state."""

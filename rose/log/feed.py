@@ -27,6 +27,7 @@ class RawEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     position: int
     stream_id: str
+    project: str
     version: int
     event_id: str
     type: str
@@ -75,8 +76,9 @@ class Feed:
         """Return up to `limit` events after `position`, in order."""
         with unavailable():
             rows = await self._connection.fetch(
-                "select position, stream_id, version, event_id::text, type, schema, data::text, recorded_at "
-                "from rose.events where position > $1 order by position limit $2",
+                "select events.position, stream_id, project_id, events.version, event_id::text, type, schema, "
+                "data::text, recorded_at from rose.events join rose.streams using (stream_id) "
+                "where events.position > $1 order by events.position limit $2",
                 position,
                 limit,
             )
@@ -84,6 +86,7 @@ class Feed:
             RawEvent(
                 position=row["position"],
                 stream_id=row["stream_id"],
+                project=row["project_id"],
                 version=row["version"],
                 event_id=row["event_id"],
                 type=row["type"],

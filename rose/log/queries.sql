@@ -31,6 +31,14 @@ select doc, version from rose.files where id = $1;
 -- State and version of one model.
 select doc, version from rose.models where id = $1;
 
+-- name: load_projects
+-- State and version of one project.
+select doc, version from rose.projects where id = $1;
+
+-- name: load_keys
+-- State and version of one key.
+select doc, version from rose.keys where id = $1;
+
 -- name: find_command
 -- The stored answer of a command.
 select command_id, request_hash, response, position, created_at from rose.commands where command_id = $1;

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 import msgspec
 
 from rose.domain import catalogue
 from rose.domain.catalogue import Event
+from rose.log.append import EntityKind
 from rose.log.pool import Pool, Record, fetch, fetch_row
 from rose.log.queries import QUERIES
-
-EntityKind = Literal["jobs", "files", "models"]
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):

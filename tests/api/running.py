@@ -153,6 +153,7 @@ class Trainer:
             blob.write(b"step,train_loss\n1,1.0\n")
             content = blob.commit(f"files/{file_id}")
         result = AddFile(
+            project="default",
             file_id=file_id,
             at=_now(),
             filename="step_metrics.csv",

@@ -97,6 +97,7 @@ async def test_an_expired_file_is_as_a_deleted_one(api: Running) -> None:
         content = blob.commit("files/file_old")
     now = int(time.time())
     old = AddFile(
+        project="default",
         file_id="file_old",
         at=now - 3601,
         filename="old.jsonl",
@@ -123,7 +124,9 @@ async def test_a_name_that_training_does_not_take_gets_one_answer(api: Running, 
     with api.services.blobs.open_temporary() as blob:
         blob.write(SEED)
         content = blob.commit("files/file_old")
-    old = AddFile(file_id="file_old", at=int(time.time()), filename=name, purpose="fine-tune", artifact=content)
+    old = AddFile(
+        project="default", file_id="file_old", at=int(time.time()), filename=name, purpose="fine-tune", artifact=content
+    )
     await api.services.commands.add_file(old, Request(actor=Actor(kind="client")))
     with pytest.raises(openai.BadRequestError) as at_creation:
         await api.openai.fine_tuning.jobs.create(model="tiny", training_file="file_old")

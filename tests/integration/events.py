@@ -24,7 +24,13 @@ async def append_file(pool: Pool, *, filename: str = "data.jsonl", file_id: str 
     """Append one file.uploaded with its row; return its position."""
     file_id = file_id or new_id("file_")
     event = FileUploaded(
-        file_id=file_id, created_at=1, filename=filename, purpose="fine-tune", artifact=ARTIFACT, expires_at=None
+        project="default",
+        file_id=file_id,
+        created_at=1,
+        filename=filename,
+        purpose="fine-tune",
+        artifact=ARTIFACT,
+        expires_at=None,
     )
     row = files.row(evolve(initial, event))
     write = StreamWrite(stream_id=f"file/{file_id}", expected_version=0, events=(event,), row=row)
@@ -65,16 +71,17 @@ class Job:
         file = PinnedFile(id="file_x", filename="data.jsonl", artifact=ARTIFACT)
         return await self.append(
             JobCreated(
+                project="default",
                 job_id=self.id,
                 created_at=1,
                 model="tiny",
-                base=BaseRequest(source="tiny"),
+                base_request=BaseRequest(source="tiny"),
                 training_file=file,
                 validation_file=None,
                 suffix=None,
                 seed=1,
                 method="supervised",
-                hyperparameters=HyperparametersRequest(),
+                requested=HyperparametersRequest(),
                 model_name=f"tiny-ft-{self.id}",
             )
         )

@@ -260,7 +260,9 @@ async def test_floats_come_back_bit_for_bit(pool: Pool) -> None:
 @pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
 async def test_text_that_cannot_be_stored_is_named(pool: Pool, text: str) -> None:
     write = file_write("file_a")
-    event = files.FileUploaded(file_id="file_a", created_at=1, filename=text, purpose="fine-tune", artifact=ARTIFACT)
+    event = files.FileUploaded(
+        project="default", file_id="file_a", created_at=1, filename=text, purpose="fine-tune", artifact=ARTIFACT
+    )
     with pytest.raises(InvalidRequest) as caught:
         await put(pool, msgspec.structs.replace(write, events=(event,)))
     assert caught.value.code == "invalid_text"
@@ -281,7 +283,12 @@ async def test_a_number_that_json_cannot_hold_is_refused(pool: Pool, change: dic
 async def test_an_oversized_event_is_refused(pool: Pool) -> None:
     write = file_write("file_a")
     event = files.FileUploaded(
-        file_id="file_a", created_at=1, filename="x" * 256_000, purpose="fine-tune", artifact=ARTIFACT
+        project="default",
+        file_id="file_a",
+        created_at=1,
+        filename="x" * 256_000,
+        purpose="fine-tune",
+        artifact=ARTIFACT,
     )
     with pytest.raises(RoseError, match=r"file\.uploaded of file/file_a has 256\d+ bytes"):
         await put(pool, msgspec.structs.replace(write, events=(event,)))

@@ -200,7 +200,12 @@ async def test_cancel_and_success_race_to_one_end(pool: Pool, database_dsn: str)
             result_file=new_id("file_"),
         )
         result = files.AddFile(
-            file_id=finished.result_file, at=4, filename="r.csv", purpose="fine-tune-results", artifact=ARTIFACT
+            project="default",
+            file_id=finished.result_file,
+            at=4,
+            filename="r.csv",
+            purpose="fine-tune-results",
+            artifact=ARTIFACT,
         )
         try:
             await commands.succeed(lease.job_id, finished, result, Request(actor=ACTOR))

@@ -43,7 +43,9 @@ async def commands(pool: Pool) -> Commands:
 SUCCEED = ask.Succeed(
     epoch=2, at=NOW, artifact=ARTIFACT, kind="adapter", step=50, trained_tokens=1, result_file="file_result"
 )
-RESULT = AddFile(file_id="file_result", at=NOW, filename="r.csv", purpose="fine-tune-results", artifact=ARTIFACT)
+RESULT = AddFile(
+    project="default", file_id="file_result", at=NOW, filename="r.csv", purpose="fine-tune-results", artifact=ARTIFACT
+)
 
 
 async def test_a_success_whose_answer_was_lost_is_answered_again(commands: Commands, pool: Pool) -> None:

@@ -133,7 +133,12 @@ class Chaos:
             result_file=new_id("file_"),
         )
         result = files.AddFile(
-            file_id=finished.result_file, at=4, filename="r.csv", purpose="fine-tune-results", artifact=ARTIFACT
+            project="default",
+            file_id=finished.result_file,
+            at=4,
+            filename="r.csv",
+            purpose="fine-tune-results",
+            artifact=ARTIFACT,
         )
         await self.commands.succeed(lease.job_id, finished, result, Request(actor=ACTOR))
         return True

@@ -39,6 +39,7 @@ async def job(pool: Pool) -> Job:
 
 async def register_model(pool: Pool, job: Job) -> None:
     event = ModelRegistered(
+        project="default",
         job_id=job.id,
         name="tiny-ft",
         created_at=1,

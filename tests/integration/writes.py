@@ -32,7 +32,12 @@ HYPERPARAMETERS = resolve(
 def file_write(file_id: str | None = None) -> StreamWrite:
     """Return the birth of a file."""
     command = files.AddFile(
-        file_id=file_id or new_id("file_"), at=1, filename="a.jsonl", purpose="fine-tune", artifact=ARTIFACT
+        project="default",
+        file_id=file_id or new_id("file_"),
+        at=1,
+        filename="a.jsonl",
+        purpose="fine-tune",
+        artifact=ARTIFACT,
     )
     state, events = files.initial, files.decide(command, files.initial)
     for event in events:
@@ -45,14 +50,15 @@ def create_command(job_id: str, model_name: str | None = None) -> job_commands.C
     return job_commands.CreateJob(
         job_id=job_id,
         at=1,
+        project="default",
         model="tiny",
-        base=BaseRequest(source="tiny"),
+        base_request=BaseRequest(source="tiny"),
         training_file=PinnedFile(id="file_a", filename="a.jsonl", artifact=ARTIFACT),
         validation_file=None,
         suffix=None,
         seed=1,
         method="supervised",
-        hyperparameters=HyperparametersRequest(),
+        requested=HyperparametersRequest(),
         model_name=model_name or f"tiny-ft-{job_id}",
     )
 
