@@ -75,6 +75,11 @@ def subject_of(project: str, wire_name: str, stream_id: str) -> str | None:
     return ".".join(("rose.v2", *tokens)) if all(map(_TOKEN.fullmatch, tokens)) else None
 
 
+def oversize_subject(project: str) -> str:
+    """Return the subject of an event that goes out without its data."""
+    return f"rose.v2.{project}.event.oversize"
+
+
 def message(
     *,
     log_id: str,
@@ -115,5 +120,5 @@ def message(
         "ce-type": event.type,
     }
     return Message(
-        subject=subject or f"rose.v2.{project}.event.oversize", body=msgspec.json.encode(event), headers=headers
+        subject=subject or oversize_subject(project), body=msgspec.json.encode(event), headers=headers
     )

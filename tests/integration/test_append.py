@@ -55,7 +55,7 @@ async def test_an_append_is_read_back(pool: Pool) -> None:
     appended = await append(pool, [write], command_id="c1", actor=ACTOR)
     assert (appended.position, appended.replayed) == (1, False)
     (event,) = await read_stream(pool, "file/file_a")
-    assert (event.position, event.version, event.type, event.schema) == (1, 1, "file.uploaded", 1)
+    assert (event.position, event.version, event.type, event.schema) == (1, 1, "file.uploaded", 2)
     assert event.event == write.events[0]
     assert event.metadata == {
         "actor": {"kind": "system", "name": "test"},

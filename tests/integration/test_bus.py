@@ -79,8 +79,8 @@ async def test_a_subscription_made_before_the_server_is_there_works_later(
             await anyio.to_thread.run_sync(server.start)
             assert await bus.wait_connected(30)
             generation = bus.generation
-            await publish_core(server, "rose.v1.job.ftjob_x.created")
-            await publish_core(server, "rose.v1.job.ftjob_x.queued")
+            await publish_core(server, "rose.v2.default.job.ftjob_x.created")
+            await publish_core(server, "rose.v2.default.job.ftjob_x.queued")
             assert await wake.wait(30) is True
             assert await wake.wait(0.05) is False
             await anyio.to_thread.run_sync(server.kill)
@@ -233,9 +233,9 @@ async def test_in_compose_the_reader_follows_and_cannot_publish(
     async with Bus(f"nats://relay:r1@{address}") as relay, Bus(f"nats://reader:r2@{address}") as reader:
         assert await relay.wait_connected(30)
         assert await reader.wait_connected(30)
-        stream = StreamSettings(name="ROSE_EVENTS", subjects=("rose.v1.>",))
+        stream = StreamSettings(name="ROSE_EVENTS", subjects=("rose.v2.>",))
         await relay.create_stream(stream, first_sequence=1, metadata={})
-        await relay.publish(message(1, subject="rose.v1.job.x.queued"))
+        await relay.publish(message(1, subject="rose.v2.default.job.x.queued"))
         async with reader.consumer("ROSE_EVENTS", "finished-jobs") as consumer:
             received = await consumer.next()
             assert received is not None
@@ -244,7 +244,7 @@ async def test_in_compose_the_reader_follows_and_cannot_publish(
         sent: list[int | RoseError] = []
 
         async def publish() -> None:
-            sent.extend(await reader.publish_batch([message(2, subject="rose.v1.job.x.queued")], generation=1))
+            sent.extend(await reader.publish_batch([message(2, subject="rose.v2.default.job.x.queued")], generation=1))
 
         async with anyio.create_task_group() as group:
             group.start_soon(publish)

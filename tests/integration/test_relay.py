@@ -112,7 +112,7 @@ async def assert_copy(pool: Pool, bus: Bus) -> None:
         body = msgspec.json.decode(stored.body, type=CloudEvent)
         assert stored.headers["Nats-Msg-Id"] == stored.headers["ce-id"] == body.id == row["event_id"]
         assert (body.position, body.subject) == (row["position"], row["stream_id"])
-        assert body.type == stored.headers["ce-type"] == f"rose.v1.{row['type']}"
+        assert body.type == stored.headers["ce-type"] == f"rose.v2.{row['type']}"
 
 
 async def test_a_message_is_a_cloud_event_on_the_subject_of_its_entity(pool: Pool, bus: Bus) -> None:
@@ -121,7 +121,7 @@ async def test_a_message_is_a_cloud_event_on_the_subject_of_its_entity(pool: Poo
         await reaches(bus, 1)
     stored = await bus.stored(STREAM, 1)
     assert stored is not None
-    assert stored.subject == "rose.v1.file.file_abc.uploaded"
+    assert stored.subject == "rose.v2.default.file.file_abc.uploaded"
     row = await pool.fetchrow("select *, (select log_id from rose.log_head) as log_id from rose.events")
     assert row is not None
     body = msgspec.json.decode(stored.body)
@@ -129,14 +129,15 @@ async def test_a_message_is_a_cloud_event_on_the_subject_of_its_entity(pool: Poo
         "specversion": "1.0",
         "id": str(row["event_id"]),
         "source": f"/rose/logs/{row['log_id']}",
-        "type": "rose.v1.file.uploaded",
+        "type": "rose.v2.file.uploaded",
         "subject": "file/file_abc",
+        "project": "default",
         "time": row["recorded_at"].isoformat().replace("+00:00", "Z"),
         "datacontenttype": "application/json",
         "sequence": "00000000000000000001",
         "position": 1,
         "streamversion": 1,
-        "schemaversion": 1,
+        "schemaversion": 2,
         "data": msgspec.json.decode(row["data"]),
     }
     assert body["data"]["filename"] == "größer.jsonl"
@@ -145,7 +146,7 @@ async def test_a_message_is_a_cloud_event_on_the_subject_of_its_entity(pool: Poo
         "Nats-Msg-Id": str(row["event_id"]),
         "Content-Type": "application/cloudevents+json",
         "ce-id": str(row["event_id"]),
-        "ce-type": "rose.v1.file.uploaded",
+        "ce-type": "rose.v2.file.uploaded",
     }
 
 
@@ -154,7 +155,7 @@ async def test_the_stream_is_kept_as_the_settings_say(pool: Pool, bus: Bus, serv
         await reaches(bus, 0)
     async with jetstream(server) as js:
         config = (await js.stream_info(STREAM)).config
-    assert config.subjects == ["rose.v1.>"]
+    assert config.subjects == ["rose.v2.>"]
     assert (config.storage, config.retention, config.discard) == ("file", "limits", "old")
     assert (config.max_bytes, config.max_age, config.num_replicas) == (1 << 30, 30 * 86400, 1)
     assert config.deny_delete is True
@@ -222,7 +223,8 @@ async def test_a_message_is_taken_only_at_its_own_position(pool: Pool, bus: Bus,
         position=position,
         event_id="forgotten",
         wire_name="file.uploaded",
-        schema=1,
+        schema=2,
+        project="default",
         stream_id="file/file_x",
         version=1,
         recorded_at=datetime.now(UTC),
@@ -524,11 +526,11 @@ async def test_what_is_too_large_goes_out_without_data(pool: Pool, bus: Bus, ser
         await reaches(bus, last)
     stored = await bus.stored(STREAM, 4)
     assert stored is not None
-    assert stored.subject == "rose.v1.event.oversize"
+    assert stored.subject == "rose.v2.default.event.oversize"
     body = msgspec.json.decode(stored.body)
     assert "data" not in body
     assert body["dataref"] == f"{body['source']}/events/4"
-    assert (body["type"], body["position"]) == ("rose.v1.file.uploaded", 4)
+    assert (body["type"], body["position"]) == ("rose.v2.file.uploaded", 4)
     await assert_copy(pool, bus)
 
 
@@ -549,7 +551,7 @@ async def test_what_is_larger_than_the_server_takes_goes_out_without_data(pool: 
         await reaches(bus, last)
         await assert_copy(pool, bus)
         subjects = [stored.subject for n in range(1, last + 1) if (stored := await bus.stored(STREAM, n))]
-        assert 0 < subjects.count("rose.v1.event.oversize") < 12
+        assert 0 < subjects.count("rose.v2.default.event.oversize") < 12
         assert bus.generation == 1
 
 
@@ -560,7 +562,7 @@ async def test_an_id_that_makes_no_subject_goes_out_without_data(pool: Pool, bus
         await reaches(bus, last)
     stored = await bus.stored(STREAM, 1)
     assert stored is not None
-    assert stored.subject == "rose.v1.event.oversize"
+    assert stored.subject == "rose.v2.default.event.oversize"
     assert msgspec.json.decode(stored.body)["subject"] == "file/file_with.dot and space"
 
 
@@ -626,5 +628,20 @@ async def test_a_durable_consumer_sees_every_event_in_order_through_kills(
 async def test_settings_name_the_stream() -> None:
     settings = msgspec.structs.replace(SETTINGS, nats_replicas=3, nats_max_bytes=5, nats_max_age_seconds=6.0)
     assert stream_settings(settings) == StreamSettings(
-        name="ROSE_EVENTS", subjects=("rose.v1.>",), replicas=3, max_bytes=5, max_age_seconds=6.0
+        name="ROSE_EVENTS", subjects=("rose.v2.>",), replicas=3, max_bytes=5, max_age_seconds=6.0
     )
+
+
+async def test_a_stream_with_the_subjects_of_an_older_version_is_made_anew_and_filled(
+    pool: Pool, bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    await append_files(pool, 3)
+    old = StreamSettings(name=STREAM, subjects=("rose.v1.>",), replicas=1, max_bytes=1 << 30, max_age_seconds=3600.0)
+    await bus.create_stream(old, first_sequence=1, metadata={})
+    async with relaying(pool, bus):
+        await reaches(bus, 3)
+    await assert_copy(pool, bus)
+    stored = await bus.stored(STREAM, 3)
+    assert stored is not None
+    assert stored.subject.startswith("rose.v2.default.file.")
+    assert "had the subjects rose.v1.> of an older ROSE; it is made anew" in caplog.text

@@ -21,7 +21,7 @@ from rose.domain.catalogue import EVENTS, decode
 from rose.domain.job_events import JobSucceeded
 from rose.log.pool import Pool
 from rose.settings import Settings
-from rose.subjects import OVERSIZE, CloudEvent
+from rose.subjects import CloudEvent, oversize_subject
 from tests.eventually import eventually
 from tests.integration.events import ARTIFACT, Job, append_files
 from tests.services import NatsServer
@@ -34,16 +34,16 @@ def blocks(language: str) -> list[str]:
 
 
 def test_every_event_is_listed_and_no_other() -> None:
-    listed = set(re.findall(r"^\| `(rose\.v1\.\S+?\.<(?:job )?id>\.\w+)` \|", DOCUMENT, re.MULTILINE))
+    listed = set(re.findall(r"^\| `(rose\.v2\.<project>\.\S+?\.<(?:job )?id>\.\w+)` \|", DOCUMENT, re.MULTILINE))
     expected = {name.replace(".", ".<job id>." if name.startswith("model") else ".<id>.") for name in EVENTS}
-    assert listed == {f"rose.v1.{name}" for name in expected}
-    assert f"`{OVERSIZE}`" in DOCUMENT
+    assert listed == {f"rose.v2.<project>.{name}" for name in expected}
+    assert f"`{oversize_subject('<project>')}`" in DOCUMENT
 
 
 def test_the_message_examples_are_messages() -> None:
     full, oversize = (msgspec.json.decode(block, type=CloudEvent) for block in blocks("json"))
     assert isinstance(full.data, msgspec.Raw)
-    event = decode(full.type.removeprefix("rose.v1."), full.schemaversion, bytes(full.data))
+    event = decode(full.type.removeprefix("rose.v2."), full.schemaversion, bytes(full.data))
     assert isinstance(event, JobSucceeded)
     assert msgspec.json.decode(msgspec.json.encode(event)) == msgspec.json.decode(full.data)
     assert oversize.data is msgspec.UNSET

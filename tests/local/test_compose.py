@@ -105,7 +105,7 @@ def test_only_the_relay_may_publish_and_a_reader_may_follow(composed: Composed) 
         return composed.environment(service)["ROSE_NATS_URL"]
 
     async def try_both() -> None:
-        forged = Message(subject="rose.v1.job.ftjob_x.succeeded", body=b"{}", headers={})
+        forged = Message(subject="rose.v2.default.job.ftjob_x.succeeded", body=b"{}", headers={})
         async with Bus(url("trainer")) as reader:
             assert await reader.wait_connected(30)
             with pytest.raises((BusRefused, BusUnavailable)):
@@ -114,7 +114,7 @@ def test_only_the_relay_may_publish_and_a_reader_may_follow(composed: Composed) 
                 first = await consumer.next(timeout_seconds=10)
                 assert first is not None
                 assert first.sequence == 1
-                assert first.subject.startswith("rose.v1.file.")
+                assert first.subject.startswith("rose.v2.default.file.")
                 await first.ack()
 
     in_own_loop(try_both())

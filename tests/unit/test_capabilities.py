@@ -8,12 +8,12 @@ import msgspec
 import pytest
 
 from rose.domain.job_values import BaseModel, BaseRequest
-from rose.domain.jobs import JobState
+from rose.domain.jobs import initial
 from trainer.capabilities import Capabilities, detect, missing_base, unsuitable
 
 CPU = Capabilities(device="cpu", memory_bytes=8 << 30, cores=2)
 GPU = Capabilities(device="cuda:1", memory_bytes=80 << 30, cores=16)
-JOB = JobState(id="ftjob_a", base=BaseModel(source="tiny", revision=None, fingerprint="f"))
+JOB = msgspec.structs.replace(initial, id="ftjob_a", base=BaseModel(source="tiny", revision=None, fingerprint="f"))
 
 
 @pytest.mark.parametrize(

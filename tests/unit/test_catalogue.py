@@ -14,6 +14,7 @@ from tests.unit.samples import SAMPLES
 GOLDEN = Path(__file__).parent / "golden_events.json"
 FIRST = Path(__file__).parent / "golden_events_of_0_1.json"
 """What the first version wrote, before fields with defaults were added."""
+BEFORE_PROJECTS = Path(__file__).parent / "golden_events_before_projects.json"
 
 
 def test_every_event_type_is_in_the_catalogue() -> None:
@@ -32,7 +33,7 @@ def test_the_wire_form_of_every_event_is_as_it_was() -> None:
     assert written == msgspec.json.decode(GOLDEN.read_bytes())
 
 
-@pytest.mark.parametrize("file", [GOLDEN, FIRST])
+@pytest.mark.parametrize("file", [GOLDEN, FIRST, BEFORE_PROJECTS])
 def test_what_was_written_then_is_read_now(file: Path) -> None:
     golden = msgspec.json.decode(file.read_bytes())
     for sample in SAMPLES:

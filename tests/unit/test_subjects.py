@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from rose.domain.catalogue import EVENTS
-from rose.subjects import JOB_CREATED, JOB_QUEUED, OVERSIZE, Message, message, subject_of
+from rose.subjects import JOB_CREATED, JOB_QUEUED, Message, message, oversize_subject, subject_of
 
 
 def made(*, stream_id: str = "job/ftjob_x", without_data: bool = False) -> Message:
@@ -18,6 +18,7 @@ def made(*, stream_id: str = "job/ftjob_x", without_data: bool = False) -> Messa
         event_id="e",
         wire_name="job.queued",
         schema=1,
+        project="default",
         stream_id=stream_id,
         version=2,
         recorded_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
@@ -27,16 +28,17 @@ def made(*, stream_id: str = "job/ftjob_x", without_data: bool = False) -> Messa
 
 
 def test_a_message_is_a_cloud_event_whose_headers_put_it_at_its_position() -> None:
-    assert made().subject == "rose.v1.job.ftjob_x.queued"
+    assert made().subject == "rose.v2.default.job.ftjob_x.queued"
     assert made().headers["Nats-Expected-Last-Sequence"] == "6"
     assert made().headers["Nats-Msg-Id"] == made().headers["ce-id"] == "e"
-    assert made().headers["ce-type"] == "rose.v1.job.queued"
+    assert made().headers["ce-type"] == "rose.v2.job.queued"
     assert msgspec.json.decode(made().body) == {
         "specversion": "1.0",
         "id": "e",
         "source": "/rose/logs/l",
-        "type": "rose.v1.job.queued",
+        "type": "rose.v2.job.queued",
         "subject": "job/ftjob_x",
+        "project": "default",
         "time": "2026-01-02T03:04:05Z",
         "datacontenttype": "application/json",
         "sequence": "00000000000000000007",
@@ -49,24 +51,24 @@ def test_a_message_is_a_cloud_event_whose_headers_put_it_at_its_position() -> No
 
 @pytest.mark.parametrize("bare", [made(without_data=True), made(stream_id="job/a.b"), made(stream_id="job/")])
 def test_without_data_it_names_where_the_data_is(bare: Message) -> None:
-    assert bare.subject == OVERSIZE
+    assert bare.subject == oversize_subject("default")
     body = msgspec.json.decode(bare.body)
     assert "data" not in body
     assert body["dataref"] == "/rose/logs/l/events/7"
-    assert body["type"] == "rose.v1.job.queued"
+    assert body["type"] == "rose.v2.job.queued"
 
 
 @pytest.mark.parametrize("identifier", ["a.b", "a b", "*", ">", "ä", "", "a\r\nPUB x 0", "a/b"])
 def test_an_id_that_is_no_token_makes_no_subject(identifier: str) -> None:
-    assert subject_of("job.queued", f"job/{identifier}") is None
+    assert subject_of("default", "job.queued", f"job/{identifier}") is None
 
 
 def test_every_event_of_the_catalogue_has_a_subject() -> None:
     for name in EVENTS:
         entity, event = name.split(".")
-        assert subject_of(name, f"{entity}/id_1") == f"rose.v1.{entity}.id_1.{event}"
+        assert subject_of("proj_a", name, f"{entity}/id_1") == f"rose.v2.proj_a.{entity}.id_1.{event}"
 
 
 def test_the_wake_up_subjects_are_those_of_events() -> None:
-    assert str(subject_of("job.queued", "job/X")).replace("X", "*") == JOB_QUEUED
-    assert str(subject_of("job.created", "job/X")).replace("X", "*") == JOB_CREATED
+    assert str(subject_of("X", "job.queued", "job/X")).replace("X", "*") == JOB_QUEUED
+    assert str(subject_of("X", "job.created", "job/X")).replace("X", "*") == JOB_CREATED
