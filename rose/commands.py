@@ -23,7 +23,7 @@ from rose.log.append import Actor, EntityRow, KeyReused, LeaseChange, ModelNameT
 if TYPE_CHECKING:
     from rose.log.pool import Pool
 
-State = TypeVar("State", jobs.JobState, files.FileState, models.ModelState)
+State = TypeVar("State")
 
 MAX_TRIES = 50
 MAX_NAME_NUMBER = 1000

@@ -1,20 +1,25 @@
-"""Who may call: holders of an API key, or without configured keys whoever sits at this machine.
+"""Who may call: holders of an API key, or while there is no key at all whoever sits at this machine.
 
-Without keys any key passes, as the SDKs always send one. Then a web page that the user happens to look at must not get
-in: neither by a form or script of another origin, nor by a name that points at this machine (DNS rebinding).
+A key of the settings administers the default project; one that was created (rose/tenants.py) works in its project, with
+its scope. From the first created key on every call needs one. Without keys any key passes, as the SDKs always send one.
+Then a web page that the user happens to look at must not get in: neither by a form or script of another origin, nor by
+a name that points at this machine (DNS rebinding).
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
+import time
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
+from projections import keys as keys_view
+from rose.api.principal import NEEDS, NotAllowed, Principal
 from rose.api.services import services_of
+from rose.domain.keys import SCOPE_CLOSURE, SCOPES
 from rose.errors import NotAuthorised
 from rose.settings import Settings
 
@@ -30,28 +35,56 @@ class ForeignPage(NotAuthorised):
 
 
 async def check_access(connection: ASGIConnection, handler: BaseRouteHandler) -> None:  # type: ignore[type-arg]
-    """Let a call pass or refuse it. Raises: NotAuthorised, ForeignPage."""
-    settings = services_of(connection.app).settings
+    """Let a call pass, with who calls in its state, or refuse it. Raises: NotAuthorised, NotAllowed, ForeignPage."""
+    services = services_of(connection.app)
     if handler.opt.get(PUBLIC):
         return
-    if settings.api_keys:
-        _check_key(connection.headers.get("authorization", ""), settings.api_keys)
+    secret = _secret(connection.headers.get("authorization", ""))
+    guarded, key = await keys_view.recognise(services.pool, secret) if secret else (None, None)
+    if secret and _is_static(secret, services.settings.api_keys):
+        principal = Principal()
+    elif key is not None and key.opens(int(time.time())):
+        principal = Principal(project=key.project, key_id=key.id, scopes=SCOPE_CLOSURE[key.scope])
+    elif services.settings.api_keys or guarded or (guarded is None and await keys_view.in_use(services.pool)):
+        raise _refusal(secret)
     else:
-        _check_page(connection.headers.get("host", ""), connection.headers.get("origin"), settings)
-
-
-def _check_key(authorization: str, keys: tuple[str, ...]) -> None:
-    scheme, _, given = authorization.partition(" ")
-    given = given.strip()
-    if scheme.lower() != "bearer" or not given:
-        raise NotAuthorised(
-            "You didn't provide an API key. Send it as `Authorization: Bearer KEY`.",
-            hint="The command line and the SDKs read it from OPENAI_API_KEY.",
+        _check_page(connection.headers.get("host", ""), connection.headers.get("origin"), services.settings)
+        principal = Principal()
+    method = str(dict(connection.scope).get("method"))
+    needed = handler.opt.get(NEEDS) or ("read" if method in ("GET", "HEAD") else "write")
+    if needed not in principal.scopes:
+        raise NotAllowed(
+            f"This key has the scope {_widest(principal)}; {method} {connection.scope['path']} needs {needed}.",
+            hint="Ask whoever administers this ROSE for another key.",
         )
-    digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
-    matches = [hmac.compare_digest(digest, hashlib.sha256(key.encode()).digest()) for key in keys]
-    if not any(matches):
-        raise NotAuthorised(f"Incorrect API key provided: {given[:4] if len(given) > 8 else ''}…")
+    connection.scope["state"]["principal"] = principal
+
+
+def _secret(authorization: str) -> str:
+    scheme, _, given = authorization.partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else ""
+
+
+def _is_static(secret: str, keys: tuple[str, ...]) -> bool:
+    """Say whether the secret is one of the settings'; in a time that does not tell how much of it is right."""
+    given = keys_view.digest(secret)
+    return sum(hmac.compare_digest(given, keys_view.digest(key)) for key in keys) > 0
+
+
+def _refusal(secret: str) -> NotAuthorised:
+    if not secret:
+        return NotAuthorised(
+            "You didn't provide an API key. Send it as `Authorization: Bearer KEY`.",
+            hint="The command line reads it from ROSE_API_KEY, the SDKs from OPENAI_API_KEY.",
+        )
+    return NotAuthorised(
+        f"Incorrect API key provided: {secret[:4] if len(secret) > 8 else ''}…",
+        hint="It may have been revoked or have expired; whoever administers this ROSE makes another.",
+    )
+
+
+def _widest(principal: Principal) -> str:
+    return next(scope for scope in reversed(SCOPES) if scope in principal.scopes)
 
 
 def _check_page(host: str, origin: str | None, settings: Settings) -> None:

@@ -18,7 +18,7 @@ from rose import leases
 from rose.api.body import check_values, read_object, require_text
 from rose.api.errors import AnyRequest, error_json, path_of
 from rose.api.model_names import Base, Named, find_model
-from rose.api.principal import ThePrincipal
+from rose.api.principal import NEEDS, ThePrincipal
 from rose.api.routes import BOOLEAN, NUMBER, TEXT, WHOLE, listing, optional, post, record
 from rose.api.services import Services, TheServices
 from rose.domain.job_values import BaseModel
@@ -46,7 +46,7 @@ CLIENT_LEFT = 499
 logger = logging.getLogger(__name__)
 
 
-@post("/v1/chat/completions", body=CHAT_BODY, other="text/event-stream")
+@post("/v1/chat/completions", body=CHAT_BODY, other="text/event-stream", opt={NEEDS: "read"})
 async def create_chat_completion(
     request: AnyRequest, services: TheServices, principal: ThePrincipal
 ) -> Response[Any] | Stream:

@@ -18,7 +18,7 @@ from rose.api.body import check_values, read_object, require_text, wrong_type
 from rose.api.chat import target_of
 from rose.api.errors import AnyRequest
 from rose.api.model_names import find_model
-from rose.api.principal import ThePrincipal
+from rose.api.principal import NEEDS, ThePrincipal
 from rose.api.routes import TEXT, WHOLE, optional, post, record
 from rose.api.services import Services, TheServices
 from rose.domain.training_data import MAX_LINE_BYTES, ChatExample, has_thought, read_examples
@@ -36,7 +36,7 @@ class _Asked(msgspec.Struct, frozen=True, kw_only=True):
     thinking: str
 
 
-@post("/v1/files/{file_id:str}/preview", body=record(("model",), **_OPTIONS))
+@post("/v1/files/{file_id:str}/preview", body=record(("model",), **_OPTIONS), opt={NEEDS: "read"})
 async def preview_file(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, file_id: FromPath[str]
 ) -> dict[str, Any]:
@@ -52,7 +52,7 @@ async def preview_file(
     return await _shown(services, principal.project, asked, lines, thinking)
 
 
-@post("/v1/files/preview", body=record(("model", "content"), content=TEXT, **_OPTIONS))
+@post("/v1/files/preview", body=record(("model", "content"), content=TEXT, **_OPTIONS), opt={NEEDS: "read"})
 async def preview_content(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> dict[str, Any]:
     """Show lines of a text, JSONL that was not uploaded, as a model sees them."""
     body = await read_object(request, nul_allowed=True)

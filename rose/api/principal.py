@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from litestar import Request
 from litestar.di import NamedDependency
 from litestar.params import SkipValidation
 
+from rose.domain.keys import SCOPE_CLOSURE, Scope
 from rose.domain.projects import DEFAULT_PROJECT
 from rose.errors import RoseError
 
-Scope = Literal["read", "write", "admin"]
-EVERYTHING: frozenset[Scope] = frozenset(("read", "write", "admin"))
+EVERYTHING = SCOPE_CLOSURE["admin"]
+NEEDS = "scope"
+"""The scope that a route needs: `post(..., opt={NEEDS: "read"})`; without it read for GET and write for all else."""
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
-from rose.domain import files, job_events, models
+from rose.domain import files, job_events, keys, models, projects
 from rose.domain.projects import DEFAULT_PROJECT
 from rose.errors import RoseError
 
-Event = job_events.Event | files.Event | models.Event
+Event = job_events.Event | files.Event | models.Event | projects.Event | keys.Event
 
 EVENTS: dict[str, tuple[int, type[Any]]] = {
     "job.created": (2, job_events.JobCreated),
@@ -38,6 +38,11 @@ EVENTS: dict[str, tuple[int, type[Any]]] = {
     "file.deleted": (1, files.FileDeleted),
     "model.registered": (2, models.ModelRegistered),
     "model.deleted": (1, models.ModelDeleted),
+    "project.created": (1, projects.ProjectCreated),
+    "project.renamed": (1, projects.ProjectRenamed),
+    "project.archived": (1, projects.ProjectArchived),
+    "key.created": (1, keys.KeyCreated),
+    "key.revoked": (1, keys.KeyRevoked),
 }
 UPCASTERS: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {
     ("job.created", 1): lambda data: _renamed(
