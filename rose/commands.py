@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import uuid4
 
@@ -193,6 +193,21 @@ class Commands:
         def write(state: models.ModelState, version: int) -> tuple[models.ModelState, list[StreamWrite]]:
             return _entity_write(models, models.DeleteModel(at=at), state, version, f"model/{job_id}", models_view.row)
 
+        return await self._loop(load, write, request, respond)
+
+    async def change(
+        self,
+        load: Callable[[], Awaitable[tuple[State, int]]],
+        write: Callable[[State, int], tuple[State, list[StreamWrite]]],
+        request: Request,
+        respond: Respond | None = None,
+    ) -> Outcome[State]:
+        """Change an entity whose commands stand elsewhere (rose/uploads.py) by the same loop.
+
+        `load` returns state and version, `write` what shall be there afterwards, and is asked again on each conflict.
+
+        Raises: what the two raise; Conflict after many conflicts in a row.
+        """
         return await self._loop(load, write, request, respond)
 
     async def _load_job(self, job_id: str) -> tuple[jobs.JobState, int]:

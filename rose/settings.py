@@ -74,7 +74,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     minimum_examples: int = 1
     """Fewest training examples a job may have."""
     max_upload_bytes: int = 512 << 20
-    """Largest file that can be uploaded."""
+    """Largest file that can be uploaded in one piece."""
+    max_upload_in_parts_bytes: int = 8 << 30
+    """Largest file that can be uploaded in parts (`/v1/uploads`)."""
     min_free_bytes: int = 256 << 20
     """Free disk space under which uploads and job creation are refused and running jobs pause."""
     result_file_encoding: str = "plain"
