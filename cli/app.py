@@ -70,6 +70,18 @@ _command(models, "pull", "models:pull", "Download a base model: smollm2, or one 
 _command(models, "build", "models:build", "Build the toy model `tiny` on this machine; no download.")
 app.command(models)
 
+projects = App(name="projects", help="Projects: each sees nothing of the others.")
+_command(projects, "create", "projects:create_project", "Create a project.")
+_command(projects, "list", "projects:list_projects", "List projects, newest first.")
+_command(projects, "archive", "projects:archive_project", "End a project's use.")
+app.command(projects)
+
+keys = App(name="keys", help="API keys; from the first one on every call needs one.")
+_command(keys, "create", "projects:create_key", "Create a key and print it, this once.")
+_command(keys, "list", "projects:list_keys", "List the keys in use.")
+_command(keys, "revoke", "projects:revoke_key", "End a key's use at once.")
+app.command(keys)
+
 db = App(name="db", help="The database.")
 _command(db, "migrate", "database:migrate", "Bring the database to this version's tables.")
 _command(db, "status", "database:status", "Show which migrations are in.")

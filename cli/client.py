@@ -220,6 +220,16 @@ class Client:
                     raise _stated(chunk["error"], 500)
                 yield chunk
 
+    # --- administration
+
+    def organization(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Ask something of the administration API; `path` is below /organization."""
+        return self._call(method, f"/organization{path}", json=body)
+
+    def organization_list(self, path: str, **params: str) -> list[dict[str, Any]]:
+        """Return a whole list of the administration API."""
+        return self._all(f"/organization{path}", {"limit": 100, **params})
+
     # --- ids
 
     def resolve(self, given: str, kind: str) -> str:
