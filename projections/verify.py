@@ -16,11 +16,12 @@ from projections import files as files_view
 from projections import jobs as jobs_view
 from projections import keys as keys_view
 from projections import models as models_view
+from projections import permissions as permissions_view
 from projections import projects as projects_view
 from projections import uploads as uploads_view
 from projections.runner import READ, VIEWS, WINDOW, find, rebuild
 from projections.views import View
-from rose.domain import files, jobs, keys, models, projects, uploads
+from rose.domain import files, jobs, keys, models, permissions, projects, uploads
 from rose.log.append import EntityRow
 from rose.log.pool import ACQUIRE_SECONDS, UNANSWERED, AnyConnection, Pool, unavailable
 from rose.log.read import Recorded, recorded
@@ -67,6 +68,13 @@ ENTITIES: tuple[Entity, ...] = (
     Entity(view="files", prefix="file/", initial=files.initial, evolve=files.evolve, row=files_view.row),
     Entity(view="models", prefix="model/", initial=models.initial, evolve=models.evolve, row=models_view.row),
     Entity(view="projects", prefix="project/", initial=projects.initial, evolve=projects.evolve, row=projects_view.row),
+    Entity(
+        view="permissions",
+        prefix="permission/",
+        initial=permissions.initial,
+        evolve=permissions.evolve,
+        row=permissions_view.row,
+    ),
     Entity(view="keys", prefix="key/", initial=keys.initial, evolve=keys.evolve, row=keys_view.row),
     Entity(view="uploads", prefix="upload/", initial=uploads.initial, evolve=uploads.evolve, row=uploads_view.row),
 )

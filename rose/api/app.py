@@ -12,7 +12,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
 
-from rose.api import chat, files, fine_tuning, health, models, organization, preview
+from rose.api import chat, files, fine_tuning, health, models, organization, permissions, preview
 from rose.api.access import check_access
 from rose.api.errors import EXCEPTION_HANDLERS
 from rose.api.principal import principal_of
@@ -40,6 +40,7 @@ def create_app(services: Services) -> ASGIApp:
                 *fine_tuning.HANDLERS,
                 *models.HANDLERS,
                 *organization.HANDLERS,
+                *permissions.HANDLERS,
                 *chat.HANDLERS,
             ],
             state=State({"services": services}),

@@ -9,6 +9,7 @@ import msgspec
 
 from projections import jobs as jobs_view
 from projections import models as models_view
+from projections import permissions as permissions_view
 from rose.api.services import Services
 from rose.domain import bases
 from rose.domain.artifacts import Artifact
@@ -31,6 +32,8 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     step: int
     job_id: str
+    project: str
+    """Whose it is; another project needs a permission."""
     lora: dict[str, Any] | None
     """The adapter's LoraSettings as JSON."""
     thinking: bool = False
@@ -59,10 +62,23 @@ async def find_model(services: Services, project: str, name: str) -> Named:
 
 
 async def find_tuned(services: Services, project: str, name: str) -> Tuned | None:
-    """Return the project's fine-tuned model or checkpoint called `name`, or None.
+    """Return the fine-tuned model or checkpoint that a project calls `name`, or None.
+
+    Its own comes first, then one of another project that it has a permission for.
 
     Raises: NotFound when it is not made yet.
     """
+    own = await _own(services, project, name)
+    if own is not None:
+        return own
+    for permission in await permissions_view.of_grantee(services.pool, project, name):
+        lent = await _own(services, permission.project, name)
+        if lent is not None:
+            return lent
+    return None
+
+
+async def _own(services: Services, project: str, name: str) -> Tuned | None:
     model = await models_view.by_name(services.pool, project, name)
     if model is not None and model.artifact is not None and model.base is not None:
         return Tuned(
@@ -73,6 +89,7 @@ async def find_tuned(services: Services, project: str, name: str) -> Tuned | Non
             created_at=model.created_at,
             step=model.step,
             job_id=model.job_id,
+            project=model.project,
             lora=_json(model.lora),
             thinking=model.thinking,
         )
@@ -125,6 +142,7 @@ def _checkpoint(job: JobState, name: str, step: int) -> Tuned:
                 created_at=checkpoint.created_at,
                 step=step,
                 job_id=job.id,
+                project=job.project,
                 lora=_json(lora),
                 thinking=job.hyperparameters.thinking,
             )

@@ -16,6 +16,7 @@ from litestar.params import FromPath
 from litestar.response import Stream
 
 from projections import models as models_view
+from projections import permissions as permissions_view
 from rose.api import wire
 from rose.api.asking import asked, stored_answer
 from rose.api.body import check_values
@@ -45,6 +46,10 @@ async def list_models(services: TheServices, principal: ThePrincipal) -> ModelLi
         wire.fine_tuned_model(state, _folder(services, state.artifact.path if state.artifact else ""))
         for state in await models_view.newest_first(services.pool, principal.project)
     ]
+    lent = [
+        await find_tuned(services, principal.project, name) for name in await _lent_names(services, principal.project)
+    ]
+    tuned += [_tuned(services, one, principal.project) for one in lent if one is not None]
     imported = imported_bases(services)
     bases = [wire.base_model(name, source, imported.get(source)) for name, source in known_bases(services).items()]
     return ModelListing(data=[*tuned, *bases])
@@ -56,7 +61,7 @@ async def get_model(services: TheServices, principal: ThePrincipal, model: FromP
     name = _name(model)
     tuned = await find_tuned(services, principal.project, name)
     if tuned is not None:
-        return _tuned(services, tuned)
+        return _tuned(services, tuned, principal.project)
     known = known_bases(services)
     if name in known or name in known.values():
         source = known.get(name, name)
@@ -86,7 +91,7 @@ async def download_model(services: TheServices, principal: ThePrincipal, model: 
     """Send the files of a fine-tuned model or checkpoint (PEFT's format, or a whole model) as a tar archive."""
     name = _name(model)
     tuned = await find_tuned(services, principal.project, name)
-    if tuned is None:
+    if tuned is None or tuned.project != principal.project:
         raise _missing(name)
     folder = services.blobs.path(tuned.artifact.path)
     await anyio.to_thread.run_sync(services.blobs.verify, tuned.artifact)
@@ -116,7 +121,16 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _tuned(services: Services, tuned: Tuned) -> wire.Model:
+async def _lent_names(services: Services, project: str) -> list[str]:
+    """Return the names of other projects' models that this one may use, without those that it has itself."""
+    own = {state.name for state in await models_view.newest_first(services.pool, project)}
+    names = [permission.model for permission in await permissions_view.of_grantee(services.pool, project)]
+    return [name for name in dict.fromkeys(names) if name not in own]
+
+
+def _tuned(services: Services, tuned: Tuned, project: str) -> wire.Model:
+    """Return a model as a project sees it: of a lent one only what it needs to use it."""
+    own = tuned.project == project
     return wire.Model(
         id=tuned.name,
         object="model",
@@ -124,11 +138,11 @@ def _tuned(services: Services, tuned: Tuned) -> wire.Model:
         owned_by=wire.ORGANIZATION,
         kind=tuned.kind,
         source=tuned.base.source,
-        job_id=tuned.job_id,
+        job_id=tuned.job_id if own else msgspec.UNSET,
         base_model=tuned.base,
         step=tuned.step,
-        artifact=tuned.artifact,
-        folder=_folder(services, tuned.artifact.path),
+        artifact=tuned.artifact if own else msgspec.UNSET,
+        folder=_folder(services, tuned.artifact.path) if own else msgspec.UNSET,
     )
 
 

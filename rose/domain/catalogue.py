@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
-from rose.domain import files, job_events, keys, models, projects, uploads
+from rose.domain import files, job_events, keys, models, permissions, projects, uploads
 from rose.domain.projects import DEFAULT_PROJECT
 from rose.errors import RoseError
 
-Event = job_events.Event | files.Event | models.Event | projects.Event | keys.Event | uploads.Event
+Event = job_events.Event | files.Event | models.Event | projects.Event | keys.Event | uploads.Event | permissions.Event
 
 EVENTS: dict[str, tuple[int, type[Any]]] = {
     "job.created": (2, job_events.JobCreated),
@@ -43,6 +43,8 @@ EVENTS: dict[str, tuple[int, type[Any]]] = {
     "project.archived": (1, projects.ProjectArchived),
     "key.created": (1, keys.KeyCreated),
     "key.revoked": (1, keys.KeyRevoked),
+    "permission.granted": (1, permissions.PermissionGranted),
+    "permission.withdrawn": (1, permissions.PermissionWithdrawn),
     "upload.created": (1, uploads.UploadCreated),
     "upload.part_added": (1, uploads.PartAdded),
     "upload.completed": (1, uploads.UploadCompleted),

@@ -43,6 +43,10 @@ select doc, version from rose.keys where id = $1;
 -- State and version of one upload in parts.
 select doc, version from rose.uploads where id = $1;
 
+-- name: load_permissions
+-- State and version of one checkpoint permission.
+select doc, version from rose.permissions where id = $1;
+
 -- name: find_command
 -- The stored answer of a command.
 select command_id, request_hash, response, position, created_at from rose.commands where command_id = $1;

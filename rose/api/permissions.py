@@ -1,0 +1,161 @@
+"""`/v1/fine_tuning/checkpoints/…/permissions`: which other projects may use a model of this one. Scope: admin."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+import msgspec
+from litestar import Response
+from litestar.params import FromPath
+
+from projections import permissions as permissions_view
+from projections import projects as projects_view
+from rose.api import wire
+from rose.api.asking import asked, stored_answer
+from rose.api.body import check_values, query_choice, query_page, read_object, wrong_type
+from rose.api.errors import AnyRequest
+from rose.api.model_names import find_tuned
+from rose.api.principal import NEEDS, Principal, ThePrincipal
+from rose.api.routes import AFTER, TEXT, choice, delete, get, limit, listing, post, record, text
+from rose.api.services import Services, TheServices
+from rose.domain.permissions import GrantPermission, PermissionState, missing
+from rose.errors import InvalidRequest, NotFound
+from rose.ids import new_id
+from rose.permissions import Permissions
+
+MAX_LISTED = 100
+MAX_PROJECTS = 100
+ADMIN = {NEEDS: "admin"}
+PATH = "/v1/fine_tuning/checkpoints/{model:str}/permissions"
+
+
+class Permission(msgspec.Struct, frozen=True, kw_only=True):
+    """That a project may use the model."""
+
+    id: str
+    object: Literal["checkpoint.permission"] = "checkpoint.permission"
+    created_at: int
+    project_id: str
+
+
+@post(PATH, answer=wire.Listing[Permission], body=record(("project_ids",), project_ids=listing(TEXT)), opt=ADMIN)
+async def create_permissions(
+    request: AnyRequest, services: TheServices, principal: ThePrincipal, model: FromPath[str]
+) -> Response[Any]:
+    """Let other projects use a model: chat with it, and train further from it."""
+    grantees = _grantees(await read_object(request))
+    asking, answered = await asked(request, services, await request.body())
+    if answered is not None:
+        return stored_answer(answered)
+    await _require_model(services, principal, model)
+    for number, grantee in enumerate(grantees):
+        check_values({f"project_ids[{number}]": grantee})
+        project = await projects_view.get(services.pool, grantee)
+        if project is None or project.archived_at is not None:
+            raise InvalidRequest(
+                f"There is no project {grantee}.", code="project_not_found", param=f"project_ids[{number}]"
+            )
+        if grantee == principal.project:
+            raise InvalidRequest(f"The model is {grantee}'s own.", code="invalid_value", param=f"project_ids[{number}]")
+    now = int(time.time())
+    commands = [
+        GrantPermission(permission_id=new_id("cp_"), project=principal.project, grantee=grantee, model=model, at=now)
+        for grantee in grantees
+    ]
+    outcome = await Permissions(services.pool).grant(commands, asking, respond=_encoded)
+    return stored_answer(outcome.response) if outcome.replayed and outcome.response else _ok(_listed(outcome.states))
+
+
+@get(
+    PATH,
+    opt=ADMIN,
+    queries=(
+        limit(10, MAX_LISTED),
+        AFTER,
+        choice("order", ("ascending", "descending"), "By creation; newest first is the default."),
+        text("project_id", "Only the permission of this project."),
+    ),
+)
+async def list_permissions(
+    request: AnyRequest, services: TheServices, principal: ThePrincipal, model: FromPath[str]
+) -> wire.Listing[Permission]:
+    """List the projects that may use a model."""
+    page = query_page(request, default=10, maximum=MAX_LISTED, clamp=True)
+    order = query_choice(request, "order", ("ascending", "descending"), "descending")
+    grantee = request.query_params.get("project_id") or None
+    check_values({"after": page.after, "project_id": grantee})
+    await _require_model(services, principal, model)
+    found = await permissions_view.page(
+        services.pool,
+        principal.project,
+        model,
+        limit=page.limit,
+        after=page.after,
+        grantee=grantee,
+        newest_first=order == "descending",
+    )
+    return wire.listing([_permission(state) for state in found.entries], has_more=found.has_more)
+
+
+@delete(f"{PATH}/{{permission_id:str}}", answer=wire.Deleted, opt=ADMIN)
+async def delete_permission(
+    request: AnyRequest,
+    services: TheServices,
+    principal: ThePrincipal,
+    model: FromPath[str],
+    permission_id: FromPath[str],
+) -> Response[Any]:
+    """End a project's use of a model for new requests."""
+    asking, answered = await asked(request, services, b"")
+    if answered is not None:
+        return stored_answer(answered)
+    await _require_model(services, principal, model)
+    check_values({"permission_id": permission_id})
+    state = await permissions_view.get(services.pool, principal.project, model, permission_id)
+    if state is None:
+        raise missing(permission_id)
+    gone = wire.Deleted(id=permission_id, object="checkpoint.permission")
+    await Permissions(services.pool).withdraw(
+        permission_id, int(time.time()), asking, respond=lambda _: msgspec.json.encode(gone)
+    )
+    return _ok(gone)
+
+
+async def _require_model(services: Services, principal: Principal, model: str) -> None:
+    check_values({"model": model})
+    tuned = await find_tuned(services, principal.project, model)
+    if tuned is None or tuned.project != principal.project:
+        raise NotFound(f"The model '{model}' does not exist", code="model_not_found", param="model")
+
+
+def _grantees(body: dict[str, Any]) -> list[str]:
+    given = body.get("project_ids")
+    if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+        wrong_type("project_ids", "a list of strings", given)
+    if not 0 < len(given) <= MAX_PROJECTS:
+        raise InvalidRequest(
+            f"project_ids must have 1 to {MAX_PROJECTS} entries; it has {len(given)}.",
+            code="invalid_value",
+            param="project_ids",
+        )
+    return list(dict.fromkeys(given))
+
+
+def _permission(state: PermissionState) -> Permission:
+    return Permission(id=state.id, created_at=state.created_at, project_id=state.grantee)
+
+
+def _listed(states: list[PermissionState]) -> wire.Listing[Permission]:
+    return wire.listing([_permission(state) for state in states], has_more=False)
+
+
+def _encoded(states: list[PermissionState]) -> bytes:
+    return msgspec.json.encode(_listed(states))
+
+
+def _ok(content: Any) -> Response[Any]:
+    return Response(content, status_code=200)
+
+
+HANDLERS = (create_permissions, list_permissions, delete_permission)
