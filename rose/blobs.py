@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -23,6 +23,7 @@ from rose.errors import InvalidRequest, NoSpace, RoseError
 
 TEMPORARY = "tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_PIECE_BYTES = 1 << 20
 
 
 class BlobMismatch(RoseError):
@@ -55,12 +56,41 @@ class TemporaryBlob:
         self.bytes = 0
         """Bytes written so far."""
 
+    @property
+    def sha256(self) -> str:
+        """Hash of what was written so far."""
+        return self._hash.hexdigest()
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append `data`, hashing on the way. Raises: NoSpace when the disk is full."""
         with no_space_as_error(self._blobs.root):
             self._file.write(data)
         self._hash.update(data)
         self.bytes += len(data)
+
+    def append(self, path: Path, see: Callable[[memoryview], object]) -> tuple[int, str]:
+        """Append another file's content, which `see` gets piece by piece; return its size and SHA-256.
+
+        The content goes from file to file inside the system, which shares it instead of copying where it can.
+
+        Raises: NoSpace; FileNotFoundError.
+        """
+        with path.open("rb", buffering=0) as source, no_space_as_error(self._blobs.root):
+            self._file.flush()
+            copied = _copy_inside(source.fileno(), self._file.fileno(), self.bytes)
+            self._file.seek(self.bytes + copied)
+            piece = memoryview(bytearray(_PIECE_BYTES))
+            digest = hashlib.sha256()
+            done = 0
+            while size := source.readinto(piece):
+                if done >= copied:
+                    self._file.write(piece[:size])
+                self._hash.update(piece[:size])
+                digest.update(piece[:size])
+                see(piece[:size])
+                done += size
+            self.bytes += done
+        return done, digest.hexdigest()
 
     def commit(self, relative: str) -> Artifact:
         """Sync the file, put it at `relative` (replacing what is there) and sync the folder.
@@ -192,6 +222,15 @@ class Blobs:
             existing = existing.parent
         return shutil.disk_usage(existing).free
 
+    def require_space(self, wanted_bytes: int, floor_bytes: int) -> None:
+        """Raises: NoSpace unless `floor_bytes` stay free when `wanted_bytes` are written."""
+        free = self.free_bytes()
+        if free - wanted_bytes < floor_bytes:
+            raise NoSpace(
+                f"Only {free >> 20} MB are free for an upload of {wanted_bytes >> 20} MB.",
+                hint="Make room on that disk; `rose models delete` and `rose files delete` free theirs a day later.",
+            )
+
     def sweep_temporary(self, *, owner: str = "", older_than_seconds: float = 86400.0) -> int:
         """Remove what killed writers left below `tmp/` and return how many entries that were.
 
@@ -255,6 +294,25 @@ def _describe(path: Path) -> tuple[int, str]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _copy_inside(source: int, target: int, offset: int) -> int:
+    """Copy a file's content to `offset` of another without reading it; return the size, 0 where that cannot be done."""
+    size = os.fstat(source).st_size
+    done = 0
+    while done < size:
+        try:
+            copied = os.copy_file_range(source, target, size - done, done, offset + done)
+        except AttributeError:  # macOS has no such call
+            return 0
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
+            return 0
+        if not copied:
+            return 0
+        done += copied
+    return size
 
 
 def _sync(path: Path) -> None:

@@ -12,7 +12,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
 
-from rose.api import chat, files, fine_tuning, health, models, organization, permissions, preview
+from rose.api import chat, content, files, fine_tuning, health, models, organization, permissions, preview, uploads
 from rose.api.access import check_access
 from rose.api.errors import EXCEPTION_HANDLERS
 from rose.api.principal import principal_of
@@ -36,6 +36,8 @@ def create_app(services: Services) -> ASGIApp:
             [
                 *health.HANDLERS,
                 *files.HANDLERS,
+                *content.HANDLERS,
+                *uploads.HANDLERS,
                 *preview.HANDLERS,
                 *fine_tuning.HANDLERS,
                 *models.HANDLERS,

@@ -20,8 +20,8 @@ from projections import permissions as permissions_view
 from rose.api import wire
 from rose.api.asking import asked, stored_answer
 from rose.api.body import check_values
+from rose.api.content import attachment, read_blob
 from rose.api.errors import AnyRequest
-from rose.api.files import attachment, read_blob
 from rose.api.model_names import Tuned, find_tuned, imported_bases, known_bases
 from rose.api.principal import ThePrincipal
 from rose.api.routes import delete, get
@@ -167,7 +167,8 @@ async def _undeletable(services: Services, project: str, name: str) -> InvalidRe
         return InvalidRequest(
             f"{name} is a base model; only fine-tuned models can be deleted.", code="base_model", param="model"
         )
-    if await find_tuned(services, project, name) is not None:
+    tuned = await find_tuned(services, project, name)
+    if tuned is not None and tuned.project == project:
         return InvalidRequest(
             f"{name} is a checkpoint; it goes when its model is deleted.", code="checkpoint", param="model"
         )

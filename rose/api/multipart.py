@@ -29,7 +29,7 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
 
 
-def boundary_of(content_type: str) -> bytes:
+def boundary_of(content_type: str, file_field: str = "file") -> bytes:
     """Return the boundary of a multipart content type. Raises: InvalidRequest when it is another type."""
     message = Message()
     message["content-type"] = content_type
@@ -39,9 +39,9 @@ def boundary_of(content_type: str) -> bytes:
         boundary = None
     if message.get_content_type() != "multipart/form-data" or not isinstance(boundary, str) or not boundary:
         raise InvalidRequest(
-            "The body must be multipart/form-data with a boundary: fields `purpose` and `file`.",
+            f"The body must be multipart/form-data with a boundary and a part {file_field!r}.",
             code="invalid_content_type",
-            param="file",
+            param=file_field,
         )
     return boundary.encode("latin-1", "replace")
 
@@ -60,7 +60,7 @@ async def read_upload(
     """
     form = _Form(file_field, max_bytes)
     try:
-        with PushMultipartParser(boundary_of(content_type), max_segment_count=MAX_PARTS) as parser:
+        with PushMultipartParser(boundary_of(content_type, file_field), max_segment_count=MAX_PARTS) as parser:
             async for chunk in chunks:
                 if not chunk or parser.closed:
                     continue

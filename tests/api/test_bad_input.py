@@ -224,7 +224,6 @@ async def test_a_huge_json_body_is_refused(shared_api: Running) -> None:
         ("DELETE", JOBS, 405, "method_not_supported"),
         ("GET", "/v1/chat/completions", 405, "method_not_supported"),
         ("POST", "/v1/embeddings", 404, "unsupported_endpoint"),
-        ("POST", "/v1/uploads", 404, "unsupported_endpoint"),
         ("GET", "/v1/files/file_abc", 404, None),
         ("GET", "/v1/files/..%2F..%2Fetc%2Fpasswd", 404, None),
         ("GET", "/v1/models/no%2Fsuch", 404, "model_not_found"),

@@ -12,7 +12,7 @@ import httpx2
 import openai
 import pytest
 
-from rose.api import files
+from rose.api import receiving
 from rose.commands import Request
 from rose.domain.files import AddFile
 from rose.log.append import Actor
@@ -225,7 +225,7 @@ async def test_a_cut_off_upload_leaves_nothing(api: Running) -> None:
 
 
 async def test_an_upload_that_stands_still_is_given_up(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(receiving, "SILENCE_SECONDS", 0.2)
     request = (
         b"POST /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
         b"Content-Length: 1000\r\n\r\n--x\r\n"
