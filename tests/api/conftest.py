@@ -24,6 +24,7 @@ from rose.log.pool import Pool, open_pool
 from rose.log.tail import RING, Tailer
 from rose.settings import Settings, load
 from tests.api.running import SEED, Running, free_port
+from tests.api.teams import House
 from tests.conftest import _execute, _with_database
 from tests.services import private_folder
 
@@ -78,6 +79,14 @@ async def api(api_settings: Settings, pool: Pool) -> AsyncIterator[Running]:
     """A running API."""
     async with serving(api_settings, pool) as running:
         yield running
+
+
+@pytest.fixture
+async def house(api: Running) -> AsyncIterator[House]:
+    """A running API, to be shared by several teams."""
+    made = House(api)
+    yield made
+    await made.close()
 
 
 @pytest.fixture(scope="module")

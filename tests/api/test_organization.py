@@ -2,51 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import openai
 import pytest
-from openai import AsyncOpenAI
 
 from projections.verify import verify
 from tests.api.running import SEED, Running
+from tests.api.teams import House
 
 pytestmark = pytest.mark.anyio
-
-
-class House:
-    """A running API and the clients that tests make for its keys."""
-
-    def __init__(self, api: Running) -> None:
-        self.api = api
-        self.clients: list[AsyncOpenAI] = []
-
-    def client(self, key: str) -> AsyncOpenAI:
-        url = f"{self.api.services.settings.url}/v1"
-        made = AsyncOpenAI(base_url=url, api_key=key, admin_api_key=key, timeout=60, max_retries=0)
-        self.clients.append(made)
-        return made
-
-    async def administrator(self) -> AsyncOpenAI:
-        """The first key, which anybody at this machine can make."""
-        path = "/v1/organization/projects/default/service_accounts"
-        made = (await self.api.http.post(path, json={"name": "admin", "scope": "admin"})).json()
-        return self.client(made["api_key"]["value"])
-
-    async def team(self, admin: AsyncOpenAI, name: str) -> tuple[str, AsyncOpenAI]:
-        project = await admin.admin.organization.projects.create(name=name)
-        account = await admin.admin.organization.projects.service_accounts.create(project.id, name=f"{name} bot")
-        assert account.api_key is not None
-        return project.id, self.client(account.api_key.value)
-
-
-@pytest.fixture
-async def house(api: Running) -> AsyncIterator[House]:
-    made = House(api)
-    yield made
-    for one in made.clients:
-        await one.close()
 
 
 async def test_the_first_key_administers_and_from_then_on_every_call_needs_one(house: House) -> None:
