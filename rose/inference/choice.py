@@ -37,7 +37,8 @@ class Choice:
         self._detokeniser = Detokeniser(resident.decode)
         self._stop = StopFilter(request.stop)
         self._thoughts = thoughts
-        self._tool_calls = ToolCallFilter() if request.tools else None
+        self._functions = request.functions
+        self._tool_calls = ToolCallFilter(1 if request.functions else None) if request.tools else None
         self._made_characters = 0
         self._shown_characters = 0
         self._logprobs: list[tuple[int, TokenLogprob]] = []
@@ -74,7 +75,7 @@ class Choice:
         if self._tool_calls is not None:
             pieces += [self._piece(part) for part in self._tool_calls.finish()]
             if reason == "stop" and self._tool_calls.calls:
-                reason = "tool_calls"
+                reason = "function_call" if self._functions else "tool_calls"
         return [*pieces, Finished(index=self.index, reason=reason)]
 
     def _show(self, text: str, *, final: bool = False) -> list[Piece]:

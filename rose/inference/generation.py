@@ -10,7 +10,7 @@ import msgspec
 from rose.errors import RoseError, Unavailable
 from rose.inference.request import GenerationRequest
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class EngineBusy(Unavailable):

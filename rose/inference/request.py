@@ -65,6 +65,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     target: Target
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
+    functions: bool = False
+    """Whether the tools came by their old name, `functions`: then one call at most is answered, as `function_call`."""
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
@@ -138,6 +140,7 @@ def parse_request(data: bytes) -> GenerationRequest:
         target=_target(body.rose),
         messages=body.messages,
         tools=_tools(body),
+        functions=bool(body.functions),
         sampling=_sampling(body),
         stop=_stops(body.stop),
         max_tokens=max_tokens,
@@ -242,19 +245,19 @@ def _refuse_unsupported(body: _Body) -> None:
             param="response_format",
             hint="Ask for JSON in the prompt, or train on answers that are JSON.",
         )
-    if body.functions or body.function_call not in (None, "none", "auto"):
+    if body.functions and body.tools:
         raise InvalidRequest(
-            "functions and function_call are not supported.",
-            code="unsupported_parameter",
+            "tools and functions exclude each other; functions is the old name. Leave one out.",
+            code="invalid_combination",
             param="functions",
-            hint="Use tools and tool_choice.",
         )
-    if body.tool_choice not in (None, "none", "auto"):
-        raise InvalidRequest(
-            "tool_choice can be 'auto' or 'none': the engine cannot force a call.",
-            code="unsupported_parameter",
-            param="tool_choice",
-        )
+    for name, choice in (("tool_choice", body.tool_choice), ("function_call", body.function_call)):
+        if choice not in (None, "none", "auto"):
+            raise InvalidRequest(
+                f"{name} can be 'auto' or 'none': the engine cannot force a call.",
+                code="unsupported_parameter",
+                param=name,
+            )
 
 
 def _thinking(body: _Body) -> bool:
@@ -290,6 +293,8 @@ def _asks(body: _Body) -> bool:
 
 
 def _tools(body: _Body) -> list[dict[str, Any]] | None:
+    if body.functions:
+        return None if body.function_call == "none" else _from_functions(body.functions)
     if not body.tools or body.tool_choice == "none":
         return None
     for position, tool in enumerate(body.tools):
@@ -301,6 +306,17 @@ def _tools(body: _Body) -> list[dict[str, Any]] | None:
                 param=f"tools[{position}]",
             )
     return body.tools
+
+
+def _from_functions(functions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for position, function in enumerate(functions):
+        if not isinstance(function.get("name"), str) or not function["name"]:
+            raise InvalidRequest(
+                f"functions[{position}] has no name; it must be {{'name': …, 'parameters': …}}.",
+                code="invalid_value",
+                param=f"functions[{position}]",
+            )
+    return [{"type": "function", "function": function} for function in functions]
 
 
 def _sampling(body: _Body) -> Sampling:

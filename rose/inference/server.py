@@ -259,7 +259,12 @@ async def _next(pieces: ObjectReceiveStream[Piece]) -> Piece:
 
 
 async def _complete(request: GenerationRequest, pieces: ObjectReceiveStream[Piece], send: Send) -> None:
-    answer = Answer(_header(request), choices=request.choices, logprobs=request.top_logprobs is not None)
+    answer = Answer(
+        _header(request),
+        choices=request.choices,
+        logprobs=request.top_logprobs is not None,
+        functions=request.functions,
+    )
     while True:
         match await _next(pieces):
             case Text() | Finished() as piece:
@@ -284,6 +289,7 @@ async def _stream(request: GenerationRequest, pieces: ObjectReceiveStream[Piece]
         choices=request.choices,
         include_usage=request.include_usage,
         logprobs=request.top_logprobs is not None,
+        functions=request.functions,
     )
     headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -17,9 +17,13 @@ OPENING, CLOSING = "<tool_call>", "</tool_call>"
 
 
 class ToolCallFilter:
-    """Take the tool calls out of a text that comes in pieces; what is no valid call stays text."""
+    """Take the tool calls out of a text that comes in pieces; what is no valid call stays text.
 
-    def __init__(self) -> None:
+    `most` calls are taken (None: all); what follows stays text.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self._most = most
         self._outside = StopFilter([OPENING])
         self._inside: str | None = None
         self.calls = 0
@@ -61,7 +65,8 @@ class ToolCallFilter:
             content: Any = msgspec.json.decode(body.strip().encode())
         except msgspec.DecodeError:
             content = None
-        if not isinstance(content, dict) or not isinstance(content.get("name"), str):
+        enough = self._most is not None and self.calls >= self._most
+        if enough or not isinstance(content, dict) or not isinstance(content.get("name"), str):
             return OPENING + body + CLOSING
         self.calls += 1
         arguments: Any = content.get("arguments", {})

@@ -46,8 +46,11 @@ def frame(body: Any) -> bytes:
 class Chunks:
     """Turn pieces into the frames of a streamed answer."""
 
-    def __init__(self, header: Header, *, choices: int, include_usage: bool, logprobs: bool) -> None:
+    def __init__(
+        self, header: Header, *, choices: int, include_usage: bool, logprobs: bool, functions: bool = False
+    ) -> None:
         self._header = header
+        self._functions = functions
         self._choices = choices
         self._include_usage = include_usage
         self._logprobs = logprobs
@@ -64,7 +67,9 @@ class Chunks:
                 delta: dict[str, Any] = {"content": piece.text} if piece.text or not silent else {}
                 if piece.reasoning:
                     delta["reasoning_content"] = piece.reasoning
-                if piece.tool_call is not None:
+                if piece.tool_call is not None and self._functions:
+                    delta["function_call"] = function_call(piece.tool_call)
+                elif piece.tool_call is not None:
                     number = self._tool_calls.get(piece.index, 0)
                     self._tool_calls[piece.index] = number + 1
                     delta["tool_calls"] = [{"index": number, **tool_call(piece.tool_call)}]
@@ -109,8 +114,9 @@ class Chunks:
 class Answer:
     """Gather pieces into one plain answer."""
 
-    def __init__(self, header: Header, *, choices: int, logprobs: bool) -> None:
+    def __init__(self, header: Header, *, choices: int, logprobs: bool, functions: bool = False) -> None:
         self._header = header
+        self._functions = functions
         self._texts: list[list[Text]] = [[] for _ in range(choices)]
         self._reasons: dict[int, FinishReason] = {}
         self._logprobs = logprobs
@@ -137,12 +143,14 @@ class Answer:
     def _choice(self, index: int) -> dict[str, Any]:
         texts = self._texts[index]
         content = "".join(piece.text for piece in texts)
-        calls = [tool_call(piece.tool_call) for piece in texts if piece.tool_call is not None]
+        calls = [piece.tool_call for piece in texts if piece.tool_call is not None]
         message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
         if reasoning := "".join(piece.reasoning for piece in texts):
             message["reasoning_content"] = reasoning
-        if calls:
-            message["tool_calls"] = calls
+        if calls and self._functions:
+            message["function_call"] = function_call(calls[0])
+        elif calls:
+            message["tool_calls"] = [tool_call(call) for call in calls]
         entries = tuple(entry for piece in texts for entry in piece.logprobs)
         return {
             "index": index,
@@ -164,6 +172,11 @@ def usage(done: Done) -> dict[str, int]:
 def tool_call(call: ToolCall) -> dict[str, Any]:
     """Return a tool call of a message."""
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def function_call(call: ToolCall) -> dict[str, Any]:
+    """Return a call as clients of the old `functions` read it."""
+    return {"name": call.name, "arguments": call.arguments}
 
 
 def logprob_content(entries: tuple[TokenLogprob, ...]) -> dict[str, Any]:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from openai.types.chat import ChatCompletion
 
 from rose.errors import RoseError
 from rose.inference.choice import Choice
-from rose.inference.generation import Finished, Text, ToolCall
+from rose.inference.generation import Done, Finished, Text, ToolCall
 from rose.inference.resident import Resident
+from rose.inference.wire import Answer, Chunks, Header
 from rose.language_models.load import load_model
 from rose.language_models.locate import locate
 from rose.language_models.template import load_template
@@ -111,3 +113,27 @@ def test_logits_that_are_no_numbers_are_an_error(resident: Resident, world: Worl
         choice = Choice(ask(world.target(), temperature=temperature), 0, resident, 5)
         with pytest.raises(RoseError, match="diverged"):
             choice.advance(broken)
+
+
+def test_a_call_of_functions_by_their_old_name_is_answered_by_the_old_name(resident: Resident, world: World) -> None:
+    call = '<tool_call>{"name": "water", "arguments": {"litres": 2}}</tool_call>'
+    functions = [{"name": "water"}]
+    pieces = write(resident, world, f"I water it.{call}{call}", functions=functions)
+    assert shown(pieces) == f"I water it.{call}", "the old name has room for one call; what follows stays text"
+    assert pieces[-1] == Finished(index=0, reason="function_call")
+    header = Header(id="chatcmpl-1", created=1, model="m", fingerprint=None)
+    answer = Answer(header, choices=1, logprobs=False, functions=True)
+    for piece in pieces:
+        answer.add(piece)
+    body = answer.body(Done(prompt_tokens=1, completion_tokens=1))
+    message = ChatCompletion.model_validate(body, strict=True).choices[0].message
+    assert message.function_call is not None
+    assert (message.function_call.name, message.function_call.arguments) == ("water", '{"litres":2}')
+    assert message.tool_calls is None
+    chunks = Chunks(header, choices=1, include_usage=False, logprobs=False, functions=True)
+    streamed = b"".join(chunks.frames(piece) for piece in pieces)
+    assert b'"function_call":{"name":"water","arguments":"{\\"litres\\":2}"}' in streamed
+    assert b'"finish_reason":"function_call"' in streamed
+    assert b"tool_calls" not in streamed
+    none = write(resident, world, call, functions=functions, function_call="none")
+    assert (shown(none), none[-1]) == (call, Finished(index=0, reason="stop"))
