@@ -1,4 +1,4 @@
-"""Frees disk space: removes blobs that nothing can use any more, a day after their use ended.
+"""Frees disk space: removes blobs that nothing can use any more, a day after their use ended, and parts after an hour.
 
 What an unfinished job names stays, whatever became of the file's or model's entry. Nothing here decides what is used:
 the log does. A blob older than this log belongs to another one and is left alone.
@@ -17,6 +17,7 @@ import msgspec
 from projections import files as files_view
 from projections import jobs as jobs_view
 from projections import models as models_view
+from projections import uploads as uploads_view
 from rose.blobs import Blobs
 from rose.domain.jobs import JobState
 from rose.errors import RoseError
@@ -25,6 +26,10 @@ from rose.log.read import read_all
 
 KEEP_SECONDS = 86400.0
 """How long a blob outlives its use: requests in progress finish, mistakes can be mended."""
+KEEP_PARTS_SECONDS = 3600.0
+"""How long the parts of an upload outlive it: a completion that began in time comes to its end."""
+PARTS_OWNERS = ("part", "joined")
+"""What begins the names of half written parts, and of files that are being made of parts."""
 EVERY_SECONDS = 3600.0
 
 logger = logging.getLogger(__name__)
@@ -53,6 +58,10 @@ async def sweep(pool: Pool, blobs: Blobs, *, keep_seconds: float = KEEP_SECONDS)
     for path in await _entries(blobs, "files"):
         if path not in pinned and await _file_is_over(pool, blobs, path, born, horizon):
             removed.append(path)
+    keep_parts_seconds = min(keep_seconds, KEEP_PARTS_SECONDS)
+    for folder in await _entries(blobs, "uploads"):
+        if await _upload_is_over(pool, blobs, folder, born, time.time() - keep_parts_seconds):
+            removed.append(folder)
     for folder in await _entries(blobs, "jobs"):
         named = await _kept_of_job(pool, blobs, folder, born, horizon)
         if named is not None:
@@ -60,6 +69,10 @@ async def sweep(pool: Pool, blobs: Blobs, *, keep_seconds: float = KEEP_SECONDS)
     for path in removed:
         logger.info("removing %s, which nothing uses any more", path)
         await anyio.to_thread.run_sync(blobs.delete, path)
+    for owner in PARTS_OWNERS:
+        await anyio.to_thread.run_sync(
+            lambda owner=owner: blobs.sweep_temporary(owner=f"{owner}.", older_than_seconds=keep_parts_seconds)
+        )
     await anyio.to_thread.run_sync(lambda: blobs.sweep_temporary(older_than_seconds=keep_seconds))
     return removed
 
@@ -78,6 +91,14 @@ async def _file_is_over(pool: Pool, blobs: Blobs, path: str, born: float, horizo
         return await _lies_unnamed(blobs, path, born, horizon)
     ends = [moment for moment in (state.deleted_at, state.expires_at) if moment is not None]
     return bool(ends) and min(ends) <= horizon
+
+
+async def _upload_is_over(pool: Pool, blobs: Blobs, folder: str, born: float, horizon: float) -> bool:
+    """Say whether the parts can go: the upload was completed or cancelled, or has expired."""
+    state = await uploads_view.find(pool, folder.partition("/")[2])
+    if state is None:
+        return await _lies_unnamed(blobs, folder, born, horizon)
+    return state.ended_at <= horizon
 
 
 async def _kept_of_job(pool: Pool, blobs: Blobs, folder: str, born: float, horizon: float) -> set[str] | None:
