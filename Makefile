@@ -7,7 +7,7 @@ EXTRAS ?= trainer,local
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev quickstart up test-models test test-fast lint types layers format check bench clean
+.PHONY: help setup setup-dev quickstart up test-models test test-fast lint types layers format check docs bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ format: setup-dev ## Format the code
 	$(BIN)/ruff format .
 
 check: lint types layers test ## Everything that CI runs
+
+docs: setup-dev ## Write docs/openapi.json and docs/asyncapi.json from the code
+	$(BIN)/python -m rose.api.describe > docs/openapi.json
+	$(BIN)/rose events asyncapi > docs/asyncapi.json
 
 bench: setup-dev ## Measure, and record in docs/benchmarks.md
 	$(BIN)/python -m benchmarks

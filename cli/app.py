@@ -95,6 +95,7 @@ app.command(projections)
 
 events = App(name="events", help="The log of all events.")
 _command(events, "tail", "database:tail", "Print events, and new ones as they come.")
+_command(events, "asyncapi", "documents:asyncapi", "Print the AsyncAPI document of the NATS subjects.")
 _command(events, "rebuild-stream", "database:rebuild_stream", "Make the NATS stream anew from the log.")
 app.command(events)
 

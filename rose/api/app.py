@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from litestar import Litestar
+from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.di import Provide
@@ -12,8 +12,20 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
 
-from rose.api import chat, content, files, fine_tuning, health, models, organization, permissions, preview, uploads
-from rose.api.access import check_access
+from rose.api import (
+    chat,
+    content,
+    documents,
+    files,
+    fine_tuning,
+    health,
+    models,
+    organization,
+    permissions,
+    preview,
+    uploads,
+)
+from rose.api.access import PUBLIC, check_access
 from rose.api.errors import EXCEPTION_HANDLERS
 from rose.api.principal import principal_of
 from rose.api.services import Services
@@ -30,34 +42,41 @@ def create_app(services: Services) -> ASGIApp:
     The caller opens and closes what is in `services`. On a stop signal it calls `services.tailer.stop()` first, which
     ends every event stream at once, and then lets uvicorn stop with a graceful timeout.
     """
+    return request_envelope(litestar_app(services))
+
+
+def litestar_app(services: Services) -> Litestar:
+    """Return the application without its envelope, to be described or wrapped."""
     origins = list(services.settings.cors_origins)
-    return request_envelope(
-        Litestar(
-            [
-                *health.HANDLERS,
-                *files.HANDLERS,
-                *content.HANDLERS,
-                *uploads.HANDLERS,
-                *preview.HANDLERS,
-                *fine_tuning.HANDLERS,
-                *models.HANDLERS,
-                *organization.HANDLERS,
-                *permissions.HANDLERS,
-                *chat.HANDLERS,
-            ],
-            state=State({"services": services}),
-            dependencies={
-                "services": Provide(lambda: services, sync_to_thread=False, use_cache=True),
-                "principal": Provide(principal_of, sync_to_thread=False),
-            },
-            guards=[check_access],
-            exception_handlers=EXCEPTION_HANDLERS,
-            request_max_body_size=MAX_BODY_BYTES,
-            cors_config=CORSConfig(allow_origins=origins, expose_headers=EXPOSED_HEADERS) if origins else None,
-            openapi_config=OpenAPIConfig(
-                title="ROSE", version=version("rose"), path="/openapi.json", render_plugins=[JsonRenderPlugin(path="/")]
-            ),
-            logging_config=None,
-            debug=False,
-        )
+    return Litestar(
+        [
+            *health.HANDLERS,
+            *documents.HANDLERS,
+            *files.HANDLERS,
+            *content.HANDLERS,
+            *uploads.HANDLERS,
+            *preview.HANDLERS,
+            *fine_tuning.HANDLERS,
+            *models.HANDLERS,
+            *organization.HANDLERS,
+            *permissions.HANDLERS,
+            *chat.HANDLERS,
+        ],
+        state=State({"services": services}),
+        dependencies={
+            "services": Provide(lambda: services, sync_to_thread=False, use_cache=True),
+            "principal": Provide(principal_of, sync_to_thread=False),
+        },
+        guards=[check_access],
+        exception_handlers=EXCEPTION_HANDLERS,
+        request_max_body_size=MAX_BODY_BYTES,
+        cors_config=CORSConfig(allow_origins=origins, expose_headers=EXPOSED_HEADERS) if origins else None,
+        openapi_config=OpenAPIConfig(
+            title="ROSE",
+            version=version("rose"),
+            render_plugins=[JsonRenderPlugin(path="/")],
+            openapi_router=Router("/openapi.json", route_handlers=[], include_in_schema=False, opt={PUBLIC: True}),
+        ),
+        logging_config=None,
+        debug=False,
     )

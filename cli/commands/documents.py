@@ -1,0 +1,12 @@
+"""`rose events asyncapi`: what ROSE says on NATS, for programs."""
+
+from __future__ import annotations
+
+import sys
+
+
+def asyncapi() -> None:
+    """Print the AsyncAPI document of the NATS subjects; no server is needed."""
+    from rose import asyncapi
+
+    sys.stdout.write(asyncapi.encoded().decode())
