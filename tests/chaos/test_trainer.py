@@ -107,16 +107,16 @@ async def test_a_child_killed_at_any_step_goes_on_bit_for_bit(house: House) -> N
 
 async def test_a_stopped_child_is_found_killed_and_continued(house: House) -> None:
     expected = await uninterrupted(house)
-    house.reset(stall_seconds=2.0)
+    house.reset(stall_seconds=2.0, phase_seconds=60.0)
     job_id = await house.create_queued(**LONG)
     async with house.trainer():
-        await kill_child_at(house, job_id, 12, signal.SIGSTOP)
-        await house.ended(job_id, 120)
+        await kill_child_at(house, job_id, 12, signal.SIGSTOP)  # between steps or, on a busy machine, while it saves
+        await house.ended(job_id, 200)
     assert await result(house, job_id) == expected, "losses and weights are those of the uninterrupted run, bit for bit"
     events = await house.events(job_id)
     released = [event for event in events if isinstance(event, RunReleased)]
     assert [event.reason for event in released] == ["stalled"]
-    assert released[0].detail.startswith("no training step for")
+    assert released[0].detail.startswith(("no training step for", "no end of the phase"))
     assert resumptions_are_honest(events) == 1
 
 
