@@ -34,7 +34,7 @@ from rose.api.services import Services, TheServices
 from rose.blobs import TemporaryBlob
 from rose.domain.files import FileState
 from rose.domain.uploads import MAX_PART_BYTES, MAX_PARTS, CreateUpload, Status, UploadState, check_open
-from rose.errors import InvalidRequest, TooLarge
+from rose.errors import InvalidRequest, RoseError, TooLarge
 from rose.ids import new_id
 from rose.uploads import Uploads
 
@@ -133,7 +133,7 @@ async def add_part(
             # The rename and the event belong together, as for a file that comes in one piece.
             with anyio.CancelScope(shield=True):
                 return await _add(request, services, principal.project, upload_id, blob)
-    except InvalidRequest:
+    except RoseError:
         await drain(chunks)
         raise
     raise AssertionError("a shielded scope swallows nothing")
