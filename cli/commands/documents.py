@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+from cli.output import Output
 
 
 def asyncapi() -> None:
     """Print the AsyncAPI document of the NATS subjects; no server is needed."""
     from rose import asyncapi
 
-    sys.stdout.write(asyncapi.encoded().decode())
+    Output().piece(asyncapi.encoded().decode())

@@ -64,7 +64,7 @@ START = """SwaggerUIBundle({
 @get("/docs", opt={PUBLIC: True}, include_in_schema=False)
 async def page() -> Response[str]:
     """Show the API on a page that can also call it."""
-    return Response(PAGE, media_type="text/html; charset=utf-8", headers=POLICY)
+    return Response(PAGE, media_type="text/html", headers=POLICY)
 
 
 @get("/docs/{name:str}", opt={PUBLIC: True}, include_in_schema=False)
