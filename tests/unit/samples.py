@@ -25,9 +25,12 @@ from rose.domain.job_values import (
 )
 from rose.domain.jobs import JobState, decide, evolve, initial
 from rose.domain.models import ModelDeleted, ModelRegistered
+from rose.domain.uploads import PartAdded, UploadCancelled, UploadCompleted, UploadCreated
 
 JOB = "ftjob_aaaaaaaaaaaaaaaaaaaa"
 FILE = "file_bbbbbbbbbbbbbbbbbbbb"
+UPLOAD = "upload_dddddddddddddddddddd"
+PART = "part_eeeeeeeeeeeeeeeeeeee"
 NOW = 1_718_109_296
 ARTIFACT = Artifact(path=f"files/{FILE}", bytes=12, sha256="0" * 64)
 PINNED = PinnedFile(id=FILE, filename="training_data.jsonl", artifact=ARTIFACT)
@@ -178,4 +181,18 @@ SAMPLES: tuple[Event, ...] = (
         step=50,
     ),
     ModelDeleted(at=NOW),
+    UploadCreated(
+        project="default",
+        upload_id=UPLOAD,
+        created_at=NOW,
+        expires_at=NOW + 3600,
+        filename="training_data.jsonl",
+        purpose="fine-tune",
+        bytes=12,
+        mime_type="text/jsonl",
+        file_lifetime_seconds=3600,
+    ),
+    PartAdded(part_id=PART, at=NOW, artifact=Artifact(path=f"uploads/{UPLOAD}/{PART}", bytes=12, sha256="0" * 64)),
+    UploadCompleted(at=NOW, file_id=FILE, part_ids=(PART,), md5="0" * 32),
+    UploadCancelled(at=NOW),
 )

@@ -140,3 +140,50 @@ def test_a_full_disk_is_said_plainly_and_leaves_nothing(blobs: Blobs) -> None:
     assert caught.value.__cause__.errno == errno.ENOSPC
     assert temporaries(blobs) == []
     assert not blobs.path("files/a").exists()
+
+
+@pytest.mark.parametrize("inside", ["shared or copied", "refused", "broken off", "unknown"])
+def test_files_are_joined_whatever_the_system_can_do(
+    blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str
+) -> None:
+    """Within one file system content goes from file to file; elsewhere it is read and written."""
+    copy = os.copy_file_range
+
+    def refuse(*_: int) -> int:
+        raise OSError(errno.EXDEV, "on another device")
+
+    if inside == "unknown":
+        monkeypatch.delattr(os, "copy_file_range")
+    elif inside != "shared or copied":
+        calls = iter([lambda *given: copy(given[0], given[1], 1000, *given[3:]), refuse, refuse])
+        if inside == "refused":
+            next(calls)
+        monkeypatch.setattr(os, "copy_file_range", lambda *given: next(calls)(*given))
+    contents = [b"head", os.urandom(3 << 20), os.urandom(5)]
+    seen: list[bytes] = []
+    blob = blobs.open_temporary()
+    blob.write(contents[0])
+    for content in contents[1:]:
+        part = tmp_path / "part"
+        part.write_bytes(content)
+        found = blob.append(part, lambda piece: seen.append(bytes(piece)))
+        assert found == (len(content), hashlib.sha256(content).hexdigest())
+    blob.write(b"tail")
+    artifact = blob.commit("files/file_a")
+    whole = b"".join([*contents, b"tail"])
+    assert blobs.path("files/file_a").read_bytes() == whole
+    assert (artifact.bytes, artifact.sha256) == (len(whole), hashlib.sha256(whole).hexdigest())
+    assert b"".join(seen) == b"".join(contents[1:])
+
+
+def test_a_full_disk_is_told_when_files_are_joined(
+    blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    (tmp_path / "part").write_bytes(b"x")
+    with blobs.open_temporary() as blob, pytest.raises(NoSpace):
+        blob.append(tmp_path / "part", lambda _: None)
+    assert temporaries(blobs) == []

@@ -8,7 +8,7 @@ from typing import get_args
 import msgspec
 import pytest
 
-from rose.domain import catalogue, files, job_events, models
+from rose.domain import catalogue
 from tests.unit.samples import SAMPLES
 
 GOLDEN = Path(__file__).parent / "golden_events.json"
@@ -18,8 +18,7 @@ BEFORE_PROJECTS = Path(__file__).parent / "golden_events_before_projects.json"
 
 
 def test_every_event_type_is_in_the_catalogue() -> None:
-    unions = (job_events.Event, files.Event, models.Event)
-    declared = {kind for union in unions for kind in get_args(union)}
+    declared = set(get_args(catalogue.Event))
     assert {kind for _, kind in catalogue.EVENTS.values()} == declared
     assert {type(sample) for sample in SAMPLES} == declared
 
@@ -37,7 +36,10 @@ def test_the_wire_form_of_every_event_is_as_it_was() -> None:
 def test_what_was_written_then_is_read_now(file: Path) -> None:
     golden = msgspec.json.decode(file.read_bytes())
     for sample in SAMPLES:
-        stored = golden[catalogue.name_of(sample)]
+        stored = golden.get(catalogue.name_of(sample))
+        if stored is None:
+            assert file != GOLDEN
+            continue  # an event that came later
         assert catalogue.decode(catalogue.name_of(sample), stored["schema"], stored["data"]) == sample
 
 
