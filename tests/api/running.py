@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,20 +110,23 @@ class Trainer:
         await self._claim("training", command)
         await self._report(ask.ChangePhase(epoch=self.epoch, phase="train"))
 
-    async def steps(self, first: int, last: int) -> None:
-        """Report steps `first` to `last` in one append."""
+    async def steps(self, first: int, last: int, **more: Callable[[int], float | None]) -> None:
+        """Report steps `first` to `last` in one append; `more` says what else, or else than usual, a step measures."""
         state = await self._state()
         assert state.hyperparameters is not None
         metrics = tuple(
             StepMetrics(
                 step=number,
                 total_steps=state.hyperparameters.total_steps,
-                epoch=number / 2,
-                train_loss=1 / number,
-                train_mean_token_accuracy=0.5,
-                learning_rate=1e-3,
-                gradient_norm=0.1,
-                trained_tokens=10 * number,
+                **{
+                    "epoch": number / 2,
+                    "train_loss": 1 / number,
+                    "train_mean_token_accuracy": 0.5,
+                    "learning_rate": 1e-3,
+                    "gradient_norm": 0.1,
+                    "trained_tokens": 10 * number,
+                    **{name: measured(number) for name, measured in more.items()},
+                },
             )
             for number in range(first, last + 1)
         )
