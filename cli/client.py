@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 from urllib.parse import quote
 
 import httpx2
@@ -25,6 +25,8 @@ from rose.errors import (
 )
 
 _ID_LENGTH = 20
+_PART_TIMEOUT = httpx2.Timeout(120.0, connect=5.0)
+"""For a part, which a server that stands still must not hold for ever: it is sent again."""
 _BY_STATUS: dict[int, type[RoseError]] = {
     400: InvalidRequest,
     401: NotAuthorised,
@@ -83,6 +85,25 @@ class Client:
                 "POST", "/files", files={"file": (path.name, content)}, data={"purpose": purpose}, timeout=None
             )
 
+    def create_upload(self, filename: str, purpose: str, size: int) -> dict[str, Any]:
+        """Announce a file that comes in parts."""
+        body = {"filename": filename, "purpose": purpose, "bytes": size, "mime_type": "application/octet-stream"}
+        return self._call("POST", "/uploads", json=body)
+
+    def add_part(self, upload_id: str, data: IO[bytes]) -> dict[str, Any]:
+        """Send a part, from the beginning of `data` to its end."""
+        path = f"/uploads/{quote(upload_id, safe='')}/parts"
+        return self._call("POST", path, files={"data": ("part", data)}, timeout=_PART_TIMEOUT)
+
+    def complete_upload(self, upload_id: str, part_ids: list[str], md5: str) -> dict[str, Any]:
+        """Make a file of the parts."""
+        path = f"/uploads/{quote(upload_id, safe='')}/complete"
+        return self._call("POST", path, json={"part_ids": part_ids, "md5": md5}, timeout=None)
+
+    def cancel_upload(self, upload_id: str) -> dict[str, Any]:
+        """Give an upload up."""
+        return self._call("POST", f"/uploads/{quote(upload_id, safe='')}/cancel")
+
     def files(self) -> list[dict[str, Any]]:
         """Return all files, newest first."""
         return self._all("/files", {"limit": 1000})
@@ -135,6 +156,15 @@ class Client:
     def checkpoints(self, job_id: str) -> list[dict[str, Any]]:
         """Return a job's checkpoints, newest first."""
         return self._all(f"/fine_tuning/jobs/{quote(job_id, safe='')}/checkpoints", {"limit": 100})
+
+    def job_metrics(self, job_id: str, **queries: Any) -> Iterator[dict[str, Any]]:
+        """Yield a job's series page by page; one page when `points` are asked for."""
+        path = f"/fine_tuning/jobs/{quote(job_id, safe='')}/metrics"
+        after, more = 0, True
+        while more:
+            page = self._call("GET", path, params={**queries, "after": after})
+            yield page
+            more, after = page["has_more"], page["steps"][-1] if page["steps"] else after
 
     def stream_events(self, job_id: str, on_lost: Callable[[str], object] = lambda _: None) -> Iterator[dict[str, Any]]:
         """Yield a job's events, oldest first, until the job ends; a stream that breaks goes on where it was.

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -50,6 +51,33 @@ class Output:
         if not self.quiet:
             sys.stderr.write(f"\x1b[2m{text}\x1b[0m" if _colour(sys.stderr) else text)
             sys.stderr.flush()
+
+    @contextmanager
+    def transfer(self, what: str, total_bytes: int) -> Generator[Callable[[int], object]]:
+        """Show on a terminal how far a transfer is; what is yielded takes the bytes that are done since."""
+        if self.quiet or not sys.stderr.isatty():
+            yield lambda _: None
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        shown = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*shown, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(what, total=total_bytes)
+            yield lambda size: progress.advance(task, size)
 
     def warn(self, text: str) -> None:
         """Warn on stderr."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from cli.options import COMMON, Common
-from cli.output import moment, size
+from cli.output import Output, moment, size
 from rose.errors import InvalidDataset, InvalidRequest, NotFound
 
 if TYPE_CHECKING:
@@ -41,17 +41,19 @@ def upload(
     Parameters
     ----------
     path
-        The file.
+        The file; a large one is sent in parts.
     purpose
         What it is for: fine-tune, or another of the API's purposes.
     check
         Check training data before it is sent.
     """
+    from cli.uploading import send
+
     require_file(path)
     if check and purpose == "fine-tune":
         require_good_data(path, "nothing was uploaded")
     with common.client() as client:
-        made = client.upload(path, purpose)
+        made = send(client, path, purpose, common.output)
     common.output.show(made, identity=made["id"], lines=[f"File uploaded: {made['id']}"])
 
 
@@ -184,8 +186,10 @@ def require_good_data(path: Path, consequence: str) -> int:
     raise CheckedDataset(f"{path.name} has {count}; {consequence}", shown, hint=convert)
 
 
-def upload_once(client: Client, path: Path) -> tuple[dict[str, Any], bool]:
+def upload_once(client: Client, path: Path, output: Output) -> tuple[dict[str, Any], bool]:
     """Upload training data unless the server has a file of the same content; return it and whether it was there."""
+    from cli.uploading import send
+
     digest = hashlib.sha256()
     with path.open("rb") as content:
         while piece := content.read(_CHUNK_BYTES):
@@ -193,7 +197,7 @@ def upload_once(client: Client, path: Path) -> tuple[dict[str, Any], bool]:
     for known in client.files():
         if known.get("sha256") == digest.hexdigest() and known["purpose"] == "fine-tune":
             return known, True
-    return client.upload(path, "fine-tune"), False
+    return send(client, path, "fine-tune", output), False
 
 
 def write_whole(pieces: Iterator[bytes], to: Path) -> None:

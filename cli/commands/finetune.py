@@ -303,7 +303,7 @@ def _file_id(client: Client, given: str, common: Common) -> str:
             raise InvalidRequest(f"There is no file {given}.", code="no_such_file", param="training_file")
         return client.resolve(given, "file_")
     require_good_data(path, "nothing was uploaded")
-    uploaded, known = upload_once(client, path)
+    uploaded, known = upload_once(client, path, common.output)
     common.output.talk(f"{'Already uploaded' if known else 'File uploaded'}: {uploaded['id']}")
     return uploaded["id"]
 
