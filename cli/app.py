@@ -55,6 +55,7 @@ _command(finetune, "get", "finetune:get", "Show a job: its state, what it waits 
 _command(finetune, "events", "finetune:events", "Stream a job's events until it ends.")
 _command(finetune, "watch", "finetune:watch", "Watch a job train: step, epoch, loss, speed, time left.")
 _command(finetune, "checkpoints", "finetune:checkpoints", "List a job's checkpoints.")
+_command(finetune, "metrics", "metrics:metrics", "Show what a job measured, step by step or at a glance.")
 _command(finetune, "cancel", "finetune:cancel", "End a job.")
 _command(finetune, "pause", "finetune:pause", "Hold a job until it is resumed.")
 _command(finetune, "resume", "finetune:resume", "Go on with a paused job.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ async def test_an_outline_keeps_the_ends_and_every_extreme(api: Running, seed_fi
     assert {777, 12_345, 4_000, 8_000, 12_000, 16_000} <= set(steps)
     for name in measured:
         assert found["series"][name] == [measured[name](step) for step in steps]
-    gaps = [after - before for before, after in zip(steps, steps[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(steps)]
     assert max(gaps) < 2 * total / ((points - 2) // 6), "no part of the run is left out"
     later = await asked(api, job_id, points=points, after=12_345, metrics="train_loss")
     assert (later["steps"][0], later["steps"][-1]) == (12_346, total)
