@@ -34,7 +34,10 @@ from rose.api.transport import request_envelope
 
 MAX_BODY_BYTES = 16 << 20
 """Largest JSON body; uploads have a setting of their own."""
-EXPOSED_HEADERS = ["x-request-id", "openai-processing-ms", "openai-version"]
+EXPOSED_HEADERS = [
+    *("x-request-id", "openai-processing-ms", "openai-version"),
+    *("etag", "accept-ranges", "content-range", "content-disposition"),
+]
 
 
 def create_app(services: Services) -> ASGIApp:

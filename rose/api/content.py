@@ -18,13 +18,15 @@ import anyio.to_thread
 import litestar
 import msgspec
 from litestar import Response
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import Parameter
 from litestar.params import FromPath
 from litestar.response import Stream
 
-from rose.api.errors import AnyRequest, answer
+from rose.api.errors import AnyRequest, ErrorAnswer, answer
 from rose.api.files import usable
 from rose.api.principal import ThePrincipal
-from rose.api.routes import get
+from rose.api.routes import TEXT, get
 from rose.api.services import Services, TheServices
 from rose.blobs import BlobMismatch
 from rose.domain.artifacts import Artifact
@@ -63,7 +65,21 @@ class ByteRange(msgspec.Struct, frozen=True):
         return self.last - self.first + 1
 
 
-@get("/v1/files/{file_id:str}/content", other=BINARY)
+RANGE = Parameter(
+    "Range", "header", schema=TEXT, description="One range of bytes, for example `bytes=0-99`; several get everything."
+)
+IF_RANGE = Parameter(
+    "If-Range", "header", schema=TEXT, description="An entity tag: the range is sent only while the content has it."
+)
+ANSWERS = {
+    206: ResponseSpec(str, generate_examples=False, description="The range that was asked for.", media_type=BINARY),
+    304: ResponseSpec(None, generate_examples=False, description="The content is one of `If-None-Match`."),
+    412: ResponseSpec(ErrorAnswer, generate_examples=False, description="The content is none of `If-Match`."),
+    416: ResponseSpec(ErrorAnswer, generate_examples=False, description="The file has no byte in the range."),
+}
+
+
+@get("/v1/files/{file_id:str}/content", other=BINARY, queries=(RANGE, IF_RANGE), responses=ANSWERS)
 async def get_file_content(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, file_id: FromPath[str]
 ) -> Response[Any]:

@@ -129,4 +129,5 @@ def _described(
     }
     if answer is not None:
         responses[200] = ResponseSpec(answer, generate_examples=False, description="Done.")
+    responses |= options.pop("responses", {})
     return {"operation_class": Described, "responses": responses, **options}
