@@ -52,7 +52,7 @@ Named = Tuned | Base
 
 async def find_model(services: Services, project: str, name: str) -> Named:
     """Return what `name` stands for in a project. Raises: NotFound saying which names there are."""
-    tuned = await find_tuned(services, project, name)
+    tuned = await find_tuned(services, project, name) or await find_aliased(services, project, name)
     if tuned is not None:
         return tuned
     source = bases.resolve_alias(name, services.settings.model_aliases)
@@ -76,6 +76,15 @@ async def find_tuned(services: Services, project: str, name: str) -> Tuned | Non
         if lent is not None:
             return lent
     return None
+
+
+async def find_aliased(services: Services, project: str, name: str) -> Tuned | None:
+    """Return the fine-tuned model or checkpoint that the alias `name` leads to, or None.
+
+    Raises: NotFound when it is not made yet.
+    """
+    target = bases.resolve_alias(name, services.settings.model_aliases)
+    return None if target == name or bases.source_kind(target) else await find_tuned(services, project, target)
 
 
 async def _own(services: Services, project: str, name: str) -> Tuned | None:
@@ -117,9 +126,20 @@ def base_request(named: Named) -> BaseRequest:
 def known_bases(services: Services) -> dict[str, str]:
     """Return the base models that have a name here: name -> source."""
     names = {name: name for name in (*bases.BUILT_IN, *bases.FETCHED, *imported_bases(services))}
-    for alias in services.settings.model_aliases:
-        names[alias] = bases.resolve_alias(alias, services.settings.model_aliases)
-    return names
+    led = _led_to(services)
+    return names | {alias: target for alias, target in led.items() if bases.source_kind(target, names) is not None}
+
+
+def tuned_aliases(services: Services) -> dict[str, str]:
+    """Return the aliases that lead to no base, so to a fine-tuned model if there is one: alias -> its name."""
+    imported, led = imported_bases(services), _led_to(services)
+    return {alias: target for alias, target in led.items() if bases.source_kind(target, imported) is None}
+
+
+def _led_to(services: Services) -> dict[str, str]:
+    """Return where each alias leads."""
+    aliases = services.settings.model_aliases
+    return {alias: bases.resolve_alias(alias, aliases) for alias in aliases}
 
 
 def imported_bases(services: Services) -> dict[str, RoseFacts]:
@@ -168,6 +188,9 @@ def _missing(name: str, hint: str) -> NotFound:
 
 
 async def _unknown(services: Services, project: str, name: str) -> NotFound:
+    target = tuned_aliases(services).get(name)
+    if target is not None:
+        return _missing(name, f"It is an alias of {target}, and there is no model of that name.")
     tuned = [model.name for model in await models_view.newest_first(services.pool, project)]
     names = [*known_bases(services), *tuned]
     shown = ", ".join(names[:MAX_NAMES_SHOWN]) + (", …" if len(names) > MAX_NAMES_SHOWN else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rose.api.asking import asked, stored_answer
 from rose.api.body import check_values
 from rose.api.content import attachment, read_blob
 from rose.api.errors import AnyRequest
-from rose.api.model_names import Tuned, find_tuned, imported_bases, known_bases
+from rose.api.model_names import Tuned, find_aliased, find_tuned, imported_bases, known_bases, tuned_aliases
 from rose.api.principal import ThePrincipal
 from rose.api.routes import delete, get
 from rose.api.services import Services, TheServices
@@ -52,14 +53,14 @@ async def list_models(services: TheServices, principal: ThePrincipal) -> ModelLi
     tuned += [_tuned(services, one, principal.project) for one in lent if one is not None]
     imported = imported_bases(services)
     bases = [wire.base_model(name, source, imported.get(source)) for name, source in known_bases(services).items()]
-    return ModelListing(data=[*tuned, *bases])
+    return ModelListing(data=[*tuned, *await _aliased(services, principal.project), *bases])
 
 
 @get("/v1/models/{model:path}")
 async def get_model(services: TheServices, principal: ThePrincipal, model: FromPath[str]) -> wire.Model:
     """Describe a model, a checkpoint or a base."""
     name = _name(model)
-    tuned = await find_tuned(services, principal.project, name)
+    tuned = await find_tuned(services, principal.project, name) or await find_aliased(services, principal.project, name)
     if tuned is not None:
         return _tuned(services, tuned, principal.project)
     known = known_bases(services)
@@ -121,6 +122,17 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+async def _aliased(services: Services, project: str) -> list[wire.Model]:
+    """Return the fine-tuned models of a project that have an alias, under that."""
+    found: list[wire.Model] = []
+    for alias, target in tuned_aliases(services).items():
+        with suppress(NotFound):  # it is being made
+            tuned = await find_tuned(services, project, target)
+            if tuned is not None:
+                found.append(msgspec.structs.replace(_tuned(services, tuned, project), id=alias))
+    return found
+
+
 async def _lent_names(services: Services, project: str) -> list[str]:
     """Return the names of other projects' models that this one may use, without those that it has itself."""
     own = {state.name for state in await models_view.newest_first(services.pool, project)}
@@ -166,6 +178,11 @@ async def _undeletable(services: Services, project: str, name: str) -> InvalidRe
     if name in known or name in known.values():
         return InvalidRequest(
             f"{name} is a base model; only fine-tuned models can be deleted.", code="base_model", param="model"
+        )
+    target = tuned_aliases(services).get(name)
+    if target is not None:
+        return InvalidRequest(
+            f"{name} is an alias of {target}; the setting model_aliases has it.", code="alias", param="model"
         )
     tuned = await find_tuned(services, project, name)
     if tuned is not None and tuned.project == project:

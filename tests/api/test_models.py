@@ -5,14 +5,19 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from unittest.mock import ANY
 
 import anyio
 import msgspec
 import openai
 import pytest
 
+from projections import jobs
 from rose.language_models.locate import FACTS_FILE, Origin, RoseFacts
-from tests.api.running import BASE, Running, Trainer
+from rose.log.pool import Pool
+from rose.settings import Settings
+from tests.api.conftest import serving
+from tests.api.running import BASE, Running, Trainer, free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -146,3 +151,33 @@ async def test_jobs_of_one_second_get_names_of_their_own(api: Running, seed_file
     jobs = [await api.job(seed_file, suffix="same") for _ in range(5)]
     names = {job.model_extra["reserved_model"] for job in jobs if job.model_extra}
     assert len(names) == 5
+
+
+async def test_an_alias_leads_to_a_fine_tuned_model(
+    api_settings: Settings, api: Running, pool: Pool, seed_file: Path
+) -> None:
+    """A name of another service goes on working: in the SDK, for new jobs, and in the list."""
+    name = await tuned(api, seed_file)
+    old, point = "ft:gpt-4o-mini-2024-07-18:acme::9uJPbR69", "ft:gpt-4o-mini-2024-07-18:acme::9uJPbR60:ckpt-step-88"
+    aliases = {"short": old, old: name, point: f"{name}:ckpt-step-50", "lost": "nothing-ft-20260101_000000"}
+    settings = msgspec.structs.replace(api_settings, port=free_port(), model_aliases=aliases)
+    async with serving(settings, pool) as moved:
+        listed = {model.id: model for model in (await moved.openai.models.list()).data}
+        assert set(listed) == {name, "short", old, point, "tiny", "smollm2"}
+        assert listed[old].model_extra == listed[name].model_extra | {"folder": ANY}
+        for alias, true in (("short", name), (old, name), (point, f"{name}:ckpt-step-50")):
+            assert (await moved.openai.models.retrieve(alias)).id == true
+        job = await moved.job(seed_file, model=old)
+        assert job.model == old
+        state = await jobs.get(pool, "default", job.id)
+        assert state is not None
+        assert state.base_request.parent is not None
+        assert state.base_request.parent.name == name
+        with pytest.raises(openai.BadRequestError, match=f"alias of {name}") as refused:
+            await moved.openai.models.delete(old)
+        assert refused.value.code == "alias"
+        with pytest.raises(openai.BadRequestError, match="alias of nothing-ft-20260101_000000"):
+            await moved.job(seed_file, model="lost")
+        await moved.openai.models.delete(name)
+        with pytest.raises(openai.NotFoundError):
+            await moved.openai.models.retrieve(old)
