@@ -41,7 +41,7 @@ MOST_AT_ONCE = 2
 Respond = Callable[[UploadState, FileState], bytes]
 
 _locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
-"""Of uploads being completed: who comes second waits, and gets the first one's answer."""
+"""Of what is done to an upload now: who comes second waits, which saves conflicts and a second file."""
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("joining")
 
 logger = logging.getLogger(__name__)
@@ -120,14 +120,15 @@ class Uploads:
                 uploads.check_open(await self.get(project, upload_id), at)
                 raise
             command = uploads.AddPart(part_id=part_id, at=at, artifact=artifact)
-            outcome = await self._commands.change(
-                lambda: self._load(project, upload_id), _writer(upload_id, command), request, lambda _: response
-            )
+            async with _lock(f"{upload_id}/parts"):  # else many that come together would mostly meet conflicts
+                outcome = await self._commands.change(
+                    lambda: self._load(project, upload_id), _writer(upload_id, command), request, lambda _: response
+                )
         except InvalidRequest:
-            await self._remove_part(project, upload_id, path, at)
+            await self._remove_part(project, upload_id, path)
             raise
         if outcome.replayed:
-            await self._remove_part(project, upload_id, path, at)
+            await self._remove_part(project, upload_id, path)
         return outcome
 
     async def complete(
@@ -144,8 +145,7 @@ class Uploads:
 
         Raises: NotFound, InvalidState, InvalidRequest naming `part_ids` or `md5`; NoSpace; Unavailable.
         """
-        lock = _locks.setdefault(upload_id, anyio.Lock())
-        async with lock:
+        async with _lock(upload_id):
             while True:
                 state = await self.get(project, upload_id)
                 if uploads.is_repetition(state, part_ids, md5):
@@ -268,10 +268,11 @@ class Uploads:
         except OSError as error:
             logger.warning("the parts of %s could not be removed: %s", upload_id, error)
 
-    async def _remove_part(self, project: str, upload_id: str, path: str, now: int) -> None:
+    async def _remove_part(self, project: str, upload_id: str, path: str) -> None:
+        """Remove a part that was refused, and with it the folder when the upload ended while the part came in."""
         await anyio.to_thread.run_sync(self._blobs.delete, path)
         state = await uploads_view.get(self._pool, project, upload_id)
-        if state is not None and state.status(now) != "pending":
+        if state is not None and (state.completed_at or state.cancelled_at):
             await self._remove_parts(upload_id)
 
 
@@ -303,6 +304,10 @@ def join(blobs: Blobs, parts: Sequence[Artifact], with_md5: bool, stop: Event) -
         blob.discard()
         raise
     return blob, md5.hexdigest() if md5 is not None else ""
+
+
+def _lock(name: str) -> anyio.Lock:
+    return _locks.setdefault(name, anyio.Lock())
 
 
 def _writer(
