@@ -48,8 +48,10 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     expired: bool
     """True when a former run still stands in the state: its owner is gone."""
+    runs: int
+    """Runs that the job's project has at the moment."""
     created_position: int
-    """Place in the order of jobs: where the next page begins."""
+    """With `runs` the place in the order of candidates: where the next page begins."""
 
 
 class Worker(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,9 +89,9 @@ class WaitingFacts(msgspec.Struct, frozen=True, kw_only=True):
     """JSON of its JobState."""
     version: int
     queued_before: int
-    """Queued jobs that are older."""
+    """Queued jobs of the same project that are older."""
     running_now: int
-    """Other jobs with a living run."""
+    """Other jobs of the project with a living run."""
     lease: LeaseFacts | None
     trainers: tuple[Worker, ...]
     """Trainers that are there, with what they have."""
@@ -106,18 +108,21 @@ async def renew(pool: Pool, lease: Lease, seconds: float) -> bool:
     return row is not None
 
 
-async def candidates(pool: Pool, kind: Kind, limit: int = 20, *, after_position: int = 0) -> list[Candidate]:
-    """Return up to `limit` jobs created after `after_position` that may be claimed for `kind`, oldest first.
+async def candidates(pool: Pool, kind: Kind, limit: int = 20, *, after: tuple[int, int] = (-1, 0)) -> list[Candidate]:
+    """Return up to `limit` jobs that may be claimed for `kind`, behind the place `after` (runs and position).
+
+    Those of the project with the fewest runs come first, within a project the oldest: nobody's queue stops another's.
 
     Raises: Unavailable.
     """
-    rows = await fetch(pool, QUERIES[f"{kind}_candidates"], limit, after_position)
+    rows = await fetch(pool, QUERIES[f"{kind}_candidates"], limit, *after)
     return [
         Candidate(
             job_id=row["id"],
             doc=row["doc"].encode(),
             version=row["version"],
             expired=row["expired"],
+            runs=row["runs"],
             created_position=row["created_position"],
         )
         for row in rows
@@ -125,15 +130,15 @@ async def candidates(pool: Pool, kind: Kind, limit: int = 20, *, after_position:
 
 
 async def each_candidate(pool: Pool, kind: Kind, *, page: int = 20) -> AsyncGenerator[Candidate]:
-    """Yield every job that may be claimed for `kind`, oldest first: behind many that this worker cannot run, too.
+    """Yield every job that may be claimed for `kind`, in that order: behind many that this worker cannot run, too.
 
     Raises: Unavailable.
     """
-    after_position = 0
-    while found := await candidates(pool, kind, page, after_position=after_position):
+    after = (-1, 0)
+    while found := await candidates(pool, kind, page, after=after):
         for candidate in found:
             yield candidate
-        after_position = found[-1].created_position
+        after = (found[-1].runs, found[-1].created_position)
 
 
 async def announce(pool: Pool, worker: Worker) -> None:

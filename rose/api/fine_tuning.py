@@ -28,7 +28,7 @@ from rose.domain.job_commands import CancelJob, PauseJob, ResumeJob
 from rose.domain.jobs import JobState
 from rose.domain.messages import parse_event_id
 from rose.errors import InvalidRequest, NoSpace, NotFound
-from rose.log.read import head
+from rose.log.read import end_of_stream
 
 MAX_JOBS_LISTED = 100
 MAX_EVENTS_LISTED = 1000
@@ -125,7 +125,7 @@ async def list_events(
         return await _stream_events(request, services, state)
     page = query_page(request, default=20, maximum=MAX_EVENTS_LISTED, clamp=True)
     try:
-        after = await _cursor(services, page.after) if page.after else None
+        after = await _cursor(services, job_id, page.after) if page.after else None
     except InvalidRequest:
         return Response(wire.listing(list[wire.JobEvent](), has_more=False), status_code=200)
     found = await job_events_view.newest_first(services.pool, job_id, limit=page.limit, after=after)
@@ -160,7 +160,7 @@ async def _change(
 
 
 async def _stream_events(request: AnyRequest, services: Services, state: JobState) -> Response[Any] | Stream:
-    cursor = await _resumed_from(request, services)
+    cursor = await _resumed_from(request, services, state.id)
     if await is_complete(services, state, cursor):
         return Response(None, status_code=204)
     return Stream(
@@ -179,22 +179,22 @@ def _wants_stream(request: AnyRequest) -> bool:
     return "text/event-stream" in request.headers.get("accept", "")
 
 
-async def _cursor(services: Services, event_id: str) -> Cursor:
-    """Return the place of a job event in the log. Raises: InvalidRequest when this log has given out no such id."""
+async def _cursor(services: Services, job_id: str, event_id: str) -> Cursor:
+    """Return the place of a job event in the log. Raises: InvalidRequest when the job has no event there or later."""
     cursor = parse_event_id(event_id)
-    if cursor[0] > services.tailer.position and cursor[0] > await head(services.pool):
-        raise InvalidRequest(f"{event_id!r} lies behind the end of the log.", code="invalid_value", param="after")
+    if cursor[0] > await end_of_stream(services.pool, f"job/{job_id}"):
+        raise InvalidRequest(f"{event_id!r} is no event of {job_id}.", code="invalid_value", param="after")
     return cursor
 
 
-async def _resumed_from(request: AnyRequest, services: Services) -> Cursor | None:
+async def _resumed_from(request: AnyRequest, services: Services, job_id: str) -> Cursor | None:
     """Return where to go on. `Last-Event-ID` wins: a browser sends it on reconnect to an address with `after`."""
     last = request.headers.get("last-event-id")
     given = last or request.query_params.get("after")
     if not given:
         return None
     try:
-        return await _cursor(services, given)
+        return await _cursor(services, job_id, given)
     except InvalidRequest as error:
         raise InvalidRequest(error.message, code=error.code, param="Last-Event-ID" if last else "after") from None
 

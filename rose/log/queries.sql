@@ -19,6 +19,10 @@ from rose.events where position > $1 order by position limit $2;
 -- Position of the newest event, and the log's identity.
 select position, log_id from rose.log_head;
 
+-- name: end_of_stream
+-- Position of a stream's newest event.
+select coalesce(max(position), 0) as position from rose.events where stream_id = $1;
+
 -- name: load_jobs
 -- State and version of one job.
 select doc, version from rose.jobs where id = $1;
@@ -64,26 +68,35 @@ where job_id = $1 and kind = $2 and epoch = $3 and owner = $4 and lease_until > 
 returning job_id;
 
 -- name: training_candidates
--- Jobs that a trainer may claim, oldest first: queued ones whose time has come, and running ones whose owner is gone.
-select jobs.id, jobs.doc, jobs.version, jobs.created_position,
+-- Jobs that a trainer may claim: queued ones whose time has come, and running ones whose owner is gone. Those of the
+-- project that has the fewest runs come first, in a project the oldest. $2, $3: runs and position to go on behind.
+with runs as (
+    select jobs.project, count(*)::int as count from rose.jobs join rose.leases on leases.job_id = jobs.id
+    where jobs.status = 'running' and leases.lease_until > clock_timestamp() group by 1
+)
+select jobs.id, jobs.doc, jobs.version, jobs.created_position, coalesce(runs.count, 0) as runs,
        coalesce(jobs.doc -> 'run', 'null') <> 'null' as expired
-from rose.jobs left join rose.leases on leases.job_id = jobs.id
+from rose.jobs left join rose.leases on leases.job_id = jobs.id left join runs on runs.project = jobs.project
 where jobs.status in ('queued', 'running')
   and (leases.lease_until is null or leases.lease_until <= clock_timestamp())
   and (leases.not_before is null or leases.not_before <= clock_timestamp())
-  and jobs.created_position > $2
-order by jobs.created_position limit $1;
+  and (coalesce(runs.count, 0), jobs.created_position) > ($2::int, $3::bigint)
+order by runs, jobs.created_position limit $1;
 
 -- name: validation_candidates
--- Jobs whose files nobody validates, oldest first.
-select jobs.id, jobs.doc, jobs.version, jobs.created_position,
+-- Jobs whose files nobody validates, in the same order.
+with runs as (
+    select jobs.project, count(*)::int as count from rose.jobs join rose.leases on leases.job_id = jobs.id
+    where jobs.status = 'validating_files' and leases.lease_until > clock_timestamp() group by 1
+)
+select jobs.id, jobs.doc, jobs.version, jobs.created_position, coalesce(runs.count, 0) as runs,
        coalesce(jobs.doc -> 'run', 'null') <> 'null' as expired
-from rose.jobs left join rose.leases on leases.job_id = jobs.id
+from rose.jobs left join rose.leases on leases.job_id = jobs.id left join runs on runs.project = jobs.project
 where jobs.status = 'validating_files'
   and (leases.lease_until is null or leases.lease_until <= clock_timestamp())
   and (leases.not_before is null or leases.not_before <= clock_timestamp())
-  and jobs.created_position > $2
-order by jobs.created_position limit $1;
+  and (coalesce(runs.count, 0), jobs.created_position) > ($2::int, $3::bigint)
+order by runs, jobs.created_position limit $1;
 
 -- name: announce_worker
 -- Say that a process is there, and forget those that have been gone for a day.
@@ -115,10 +128,12 @@ select kind, epoch, owner, attempts,
 from rose.leases where job_id = $1;
 
 -- name: jobs_ahead
--- Queued jobs that were created before this one, and jobs whose run is alive.
+-- Queued jobs of the same project that were created before this one, and jobs of it whose run is alive.
 select
-    (select count(*) from rose.jobs where status = 'queued' and created_position < this.created_position) as queued,
+    (select count(*) from rose.jobs
+     where status = 'queued' and project = this.project and created_position < this.created_position) as queued,
     (select count(*) from rose.jobs join rose.leases on leases.job_id = jobs.id
-     where jobs.status = 'running' and leases.lease_until > clock_timestamp() and jobs.id <> this.id) as running,
+     where jobs.status = 'running' and project = this.project and leases.lease_until > clock_timestamp()
+       and jobs.id <> this.id) as running,
     this.doc, this.version
 from rose.jobs as this where this.id = $1;

@@ -63,6 +63,13 @@ async def head(pool: Pool) -> int:
     return (await _head(pool))["position"]
 
 
+async def end_of_stream(pool: Pool, stream_id: str) -> int:
+    """Return the position of the stream's newest event; 0 when it has none. Raises: Unavailable."""
+    row = await fetch_row(pool, QUERIES["end_of_stream"], stream_id)
+    assert row is not None, "an aggregate always has a row"
+    return row["position"]
+
+
 async def log_id(pool: Pool) -> UUID:
     """Return the identity of this log, which a restored or recreated database does not share. Raises: Unavailable."""
     return UUID(str((await _head(pool))["log_id"]))
