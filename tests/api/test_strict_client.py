@@ -18,6 +18,13 @@ async def test_the_whole_workflow_is_valid(api: Running, seed_file: Path) -> Non
         uploaded = await client.files.create(file=seed_file, purpose="fine-tune")
         assert (await client.files.retrieve(uploaded.id)).id == uploaded.id
         assert (await client.files.wait_for_processing(uploaded.id)).status == "processed"
+        upload = await client.uploads.create(bytes=2, filename="a.txt", mime_type="txt", purpose="assistants")
+        parts = [(await client.uploads.parts.create(upload.id, data=byte)).id for byte in (b"a", b"b")]
+        joined = (await client.uploads.complete(upload.id, part_ids=parts)).file
+        assert joined is not None
+        assert (await client.files.delete(joined.id)).deleted
+        other = await client.uploads.create(bytes=2, filename="a.txt", mime_type="txt", purpose="assistants")
+        assert (await client.uploads.cancel(other.id)).status == "cancelled"
         integration = {"type": "wandb", "wandb": {"project": "roses", "tags": ["red"]}}
         jobs = client.fine_tuning.jobs
         job = await jobs.create(

@@ -148,5 +148,5 @@ async def test_a_row_is_mended_while_appends_go_on(pool: Pool, job: Job) -> None
 
 
 async def test_an_unknown_view_is_refused_by_name(pool: Pool) -> None:
-    with pytest.raises(InvalidRequest, match=r"nonsense.*One of: jobs, files, models, metrics, checkpoints"):
+    with pytest.raises(InvalidRequest, match=r"nonsense.*One of: jobs, files, models, .*uploads, .*checkpoints"):
         await verify(pool, "nonsense")
