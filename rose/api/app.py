@@ -10,6 +10,7 @@ from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp
 
 from rose.api import (
@@ -79,6 +80,12 @@ def litestar_app(services: Services) -> Litestar:
         openapi_config=OpenAPIConfig(
             title="ROSE",
             version=version("rose"),
+            components=Components(
+                security_schemes={
+                    "key": SecurityScheme(type="http", scheme="bearer", description="An API key, where keys are set.")
+                }
+            ),
+            security=[{"key": []}, {}],
             render_plugins=[JsonRenderPlugin(path="/")],
             openapi_router=Router("/openapi.json", route_handlers=[], include_in_schema=False, opt={PUBLIC: True}),
         ),

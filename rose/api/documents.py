@@ -54,7 +54,8 @@ START = """SwaggerUIBundle({
   url: "openapi.json",
   dom_id: "#page",
   deepLinking: true,
-  docExpansion: "none",
+  docExpansion: "list",
+  defaultModelsExpandDepth: 0,
   persistAuthorization: true,
   validatorUrl: null,
 });

@@ -78,17 +78,23 @@ def optional(schema: Schema) -> Schema:
 
 def get(path: str | list[str], **options: Any) -> Callable[[Handler], Any]:
     """Register a GET handler; `answer` is the type of its JSON, `queries` what its address takes."""
-    return litestar.get(path, **_described(**options))
+    return litestar.get(path, tags=_group(path), **_described(**options))
 
 
 def post(path: str | list[str], **options: Any) -> Callable[[Handler], Any]:
     """Register a POST handler; `body` describes its JSON, `form` its multipart form."""
-    return litestar.post(path, status_code=200, **_described(changes=True, **options))
+    return litestar.post(path, tags=_group(path), status_code=200, **_described(changes=True, **options))
 
 
 def delete(path: str | list[str], **options: Any) -> Callable[[Handler], Any]:
     """Register a DELETE handler that answers with a JSON object."""
-    return litestar.delete(path, status_code=200, **_described(changes=True, **options))
+    return litestar.delete(path, tags=_group(path), status_code=200, **_described(changes=True, **options))
+
+
+def _group(path: str | list[str]) -> list[str]:
+    """Return the heading under which `/docs` shows a route: what its address begins with."""
+    first = path if isinstance(path, str) else path[0]
+    return [first.removeprefix("/v1/").partition("/")[0] if first.startswith("/v1/") else "server"]
 
 
 def _described(
