@@ -19,9 +19,10 @@ from projections import models as models_view
 from projections import permissions as permissions_view
 from projections import projects as projects_view
 from projections import uploads as uploads_view
+from projections import webhooks as webhooks_view
 from projections.runner import READ, VIEWS, WINDOW, find, rebuild
 from projections.views import View
-from rose.domain import files, jobs, keys, models, permissions, projects, uploads
+from rose.domain import files, jobs, keys, models, permissions, projects, uploads, webhooks
 from rose.log.append import EntityRow
 from rose.log.pool import ACQUIRE_SECONDS, UNANSWERED, AnyConnection, Pool, unavailable
 from rose.log.read import Recorded, recorded
@@ -77,6 +78,7 @@ ENTITIES: tuple[Entity, ...] = (
     ),
     Entity(view="keys", prefix="key/", initial=keys.initial, evolve=keys.evolve, row=keys_view.row),
     Entity(view="uploads", prefix="upload/", initial=uploads.initial, evolve=uploads.evolve, row=uploads_view.row),
+    Entity(view="webhooks", prefix="webhook/", initial=webhooks.initial, evolve=webhooks.evolve, row=webhooks_view.row),
 )
 
 

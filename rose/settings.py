@@ -115,6 +115,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Idle time after which an engine drops a base model."""
     inference_threads: int | None = None
     """Threads of the inference engine; default: cores minus one."""
+    webhook_private_targets: bool = False
+    """Let webhooks go to plain http and to addresses of this machine and of private networks."""
     hub_offline: bool = False
     """Never ask the model hub; only what is in its cache or in a folder is used."""
 

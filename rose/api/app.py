@@ -26,6 +26,7 @@ from rose.api import (
     permissions,
     preview,
     uploads,
+    webhooks,
 )
 from rose.api.access import PUBLIC, check_access
 from rose.api.errors import EXCEPTION_HANDLERS
@@ -66,6 +67,7 @@ def litestar_app(services: Services) -> Litestar:
             *models.HANDLERS,
             *organization.HANDLERS,
             *permissions.HANDLERS,
+            *webhooks.HANDLERS,
             *chat.HANDLERS,
         ],
         state=State({"services": services}),

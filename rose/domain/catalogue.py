@@ -10,11 +10,20 @@ from typing import Any
 
 import msgspec
 
-from rose.domain import files, job_events, keys, models, permissions, projects, uploads
+from rose.domain import files, job_events, keys, models, permissions, projects, uploads, webhooks
 from rose.domain.projects import DEFAULT_PROJECT
 from rose.errors import RoseError
 
-Event = job_events.Event | files.Event | models.Event | projects.Event | keys.Event | uploads.Event | permissions.Event
+Event = (
+    job_events.Event
+    | files.Event
+    | models.Event
+    | projects.Event
+    | keys.Event
+    | uploads.Event
+    | permissions.Event
+    | webhooks.Event
+)
 
 EVENTS: dict[str, tuple[int, type[Any]]] = {
     "job.created": (2, job_events.JobCreated),
@@ -49,6 +58,12 @@ EVENTS: dict[str, tuple[int, type[Any]]] = {
     "upload.part_added": (1, uploads.PartAdded),
     "upload.completed": (1, uploads.UploadCompleted),
     "upload.cancelled": (1, uploads.UploadCancelled),
+    "webhook.created": (1, webhooks.WebhookCreated),
+    "webhook.updated": (1, webhooks.WebhookUpdated),
+    "webhook.secret_rotated": (1, webhooks.WebhookSecretRotated),
+    "webhook.disabled": (1, webhooks.WebhookDisabled),
+    "webhook.enabled": (1, webhooks.WebhookEnabled),
+    "webhook.deleted": (1, webhooks.WebhookDeleted),
 }
 UPCASTERS: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {
     ("job.created", 1): lambda data: _renamed(

@@ -22,7 +22,7 @@ MAX_EVENT_BYTES = 256_000
 NAME_CONSTRAINTS = ("jobs_model_name_taken", "models_name_taken")
 
 
-EntityKind = Literal["jobs", "files", "models", "projects", "keys", "uploads", "permissions"]
+EntityKind = Literal["jobs", "files", "models", "projects", "keys", "uploads", "permissions", "webhooks"]
 """Tables that appends write rows of."""
 
 
