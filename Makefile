@@ -59,9 +59,10 @@ format: setup-dev ## Format the code
 
 check: lint types layers test ## Everything that CI runs
 
-docs: setup-dev ## Write docs/openapi.json and docs/asyncapi.json from the code
+docs: setup-dev ## Write docs/openapi.json, docs/asyncapi.json and the table of subjects from the code
 	$(BIN)/python -m rose.api.describe > docs/openapi.json
 	$(BIN)/rose events asyncapi > docs/asyncapi.json
+	$(BIN)/python -m rose.asyncapi docs/subjects.md
 
 bench: setup-dev ## Measure, and record in docs/benchmarks.md
 	$(BIN)/python -m benchmarks

@@ -1,13 +1,19 @@
-"""The AsyncAPI 3.0 document of the NATS subjects, made from the event structs; no event is listed here by hand."""
+"""The AsyncAPI 3.0 document of the NATS subjects, made from the event structs; no event is listed here by hand.
+
+`python -m rose.asyncapi docs/subjects.md` makes the table on that page anew.
+"""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -86,6 +92,17 @@ def document() -> dict[str, Any]:
 def encoded() -> bytes:
     """Return the document as indented JSON, the bytes of `docs/asyncapi.json`."""
     return msgspec.json.format(msgspec.json.encode(document()), indent=2) + b"\n"
+
+
+def table() -> str:
+    """Return the table of docs/subjects.md: every subject, and what has happened."""
+    rows = [(address(name).replace("{", "<").replace("}", ">"), _summary(name)) for name in (*EVENTS, OVERSIZE)]
+    return "\n".join(["| subject | what happened |", "|---|---|", *(f"| `{where}` | {text} |" for where, text in rows)])
+
+
+def with_table(page: str) -> str:
+    """Return docs/subjects.md with its table as the code makes it."""
+    return re.sub(r"^\| subject \|.*?$(?=\n\n)", lambda _: table(), page, count=1, flags=re.MULTILINE | re.DOTALL)
 
 
 def address(name: str) -> str:
@@ -186,3 +203,8 @@ def _sentences(struct: type) -> dict[str, str]:
                 case _:
                     pass
     return found
+
+
+if __name__ == "__main__":
+    for given in map(Path, sys.argv[1:]):
+        given.write_text(with_table(given.read_text()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -135,3 +136,31 @@ def _references(value: Any) -> list[str]:
         own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
         return own + [one for inside in value.values() for one in _references(inside)]
     return [one for inside in value for one in _references(inside)] if isinstance(value, list) else []
+
+
+def test_the_list_of_documents_is_whole_and_leads_somewhere() -> None:
+    docs = ROOT / "docs"
+    linked = re.findall(r"\]\(([^)#]+)\)", (docs / "README.md").read_text())
+    assert linked[0] == "moving-from-openai.md"
+    assert [path for path in linked if not (docs / path).exists()] == []
+    there = {path.name for path in docs.iterdir() if path.suffix in (".md", ".json")} - {"README.md"}
+    assert there <= set(linked), f"docs/README.md does not list {', '.join(sorted(there - set(linked)))}"
+
+
+def test_every_link_between_the_documents_leads_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    broken = [
+        f"{page.relative_to(ROOT)}: {link}"
+        for page in pages
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text())
+        if not _leads(page, *link.partition("#")[::2])
+    ]
+    assert broken == []
+
+
+def _leads(page: Path, path: str, heading: str) -> bool:
+    target = page.parent / path if path else page
+    if not heading or not target.exists():
+        return target.exists()
+    headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+    return heading in {re.sub(r"[^\w\- ]", "", one).lower().replace(" ", "-") for one in headings}
