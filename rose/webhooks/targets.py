@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Network, ip_address
 
 import anyio
 import httpx2
@@ -20,8 +19,10 @@ MAX_URL = 2048
 LOOK_UP_SECONDS = 5.0
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?")
-_EMBEDDING = tuple(map(IPv6Network, ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96")))
-"""Networks whose addresses end with an IPv4 address: NAT64, IPv4-compatible, IPv4-translated."""
+_UNICAST = IPv6Network("2000::/3")
+"""All of IPv6 that is given out."""
+_IPV4_INSIDE = tuple(map(IPv6Network, ("::ffff:0:0/96", "64:ff9b::/96")))
+"""Networks whose addresses are an IPv4 address in other words: IPv4-mapped, NAT64."""
 
 
 class BadTarget(InvalidRequest):
@@ -86,22 +87,14 @@ async def addresses(url: httpx2.URL, *, private: bool) -> list[str]:
 
 
 def is_public(text: str) -> bool:
-    """Tell whether an IP address is one of the public internet, and so is each one that is packed into it."""
-    return all(address.is_global and not address.is_multicast for address in _with_embedded(ip_address(text)))
-
-
-def _with_embedded(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address | IPv6Address]:
-    if isinstance(address, IPv6Address):
-        packed = IPv4Address(int(address) & 0xFFFFFFFF)
-        if address.ipv4_mapped is not None or any(address in network for network in _EMBEDDING):
-            yield packed
-            if address.ipv4_mapped is not None:
-                return
-        if address.sixtofour is not None:
-            yield address.sixtofour
-        if address.teredo is not None:
-            yield from address.teredo
-    yield address
+    """Tell whether an IP address is one of the public internet, and so is each IPv4 address that is packed into it."""
+    address = ip_address(text)
+    if isinstance(address, IPv4Address):
+        return address.is_global and not address.is_multicast
+    if any(address in network for network in _IPV4_INSIDE):
+        return is_public(str(IPv4Address(int(address) & 0xFFFFFFFF)))
+    packed = (address.sixtofour, *(address.teredo or ()))
+    return address in _UNICAST and address.is_global and all(is_public(str(one)) for one in packed if one is not None)
 
 
 def _literal(host: str) -> bool:

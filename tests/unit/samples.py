@@ -26,10 +26,19 @@ from rose.domain.job_values import (
 from rose.domain.jobs import JobState, decide, evolve, initial
 from rose.domain.models import ModelDeleted, ModelRegistered
 from rose.domain.uploads import PartAdded, UploadCancelled, UploadCompleted, UploadCreated
+from rose.domain.webhooks import (
+    WebhookCreated,
+    WebhookDeleted,
+    WebhookDisabled,
+    WebhookEnabled,
+    WebhookSecretRotated,
+    WebhookUpdated,
+)
 
 JOB = "ftjob_aaaaaaaaaaaaaaaaaaaa"
 FILE = "file_bbbbbbbbbbbbbbbbbbbb"
 UPLOAD = "upload_dddddddddddddddddddd"
+WEBHOOK = "whe_ffffffffffffffffffff"
 PART = "part_eeeeeeeeeeeeeeeeeeee"
 NOW = 1_718_109_296
 ARTIFACT = Artifact(path=f"files/{FILE}", bytes=12, sha256="0" * 64)
@@ -195,4 +204,21 @@ SAMPLES: tuple[Event, ...] = (
     PartAdded(part_id=PART, at=NOW, artifact=Artifact(path=f"uploads/{UPLOAD}/{PART}", bytes=12, sha256="0" * 64)),
     UploadCompleted(at=NOW, file_id=FILE, part_ids=(PART,), md5="0" * 32),
     UploadCancelled(at=NOW),
+    WebhookCreated(
+        project="default",
+        webhook_id=WEBHOOK,
+        created_at=NOW,
+        name="ci",
+        url="https://example.com/hook",
+        event_types=("fine_tuning.job.succeeded",),
+        secret_id="whsecret_gggggggggggggggggggg",
+        secret_hint="whsec_…Mxs=",
+    ),
+    WebhookUpdated(at=NOW, name="ci 2", url=None, event_types=("fine_tuning.job.failed",)),
+    WebhookSecretRotated(
+        at=NOW, secret_id="whsecret_hhhhhhhhhhhhhhhhhhhh", secret_hint="whsec_…b3c=", old_until=NOW + 86400
+    ),
+    WebhookDisabled(at=NOW, reason="gone", detail="The receiver answered 410 Gone."),
+    WebhookEnabled(at=NOW),
+    WebhookDeleted(at=NOW),
 )
