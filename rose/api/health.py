@@ -64,7 +64,7 @@ async def welcome(services: TheServices) -> Welcome:
         about="The fine-tuning API on your own hardware: upload a JSONL, create a job, watch it train, chat with it.",
         base_url=f"{url}/v1",
         openapi=f"{url}/openapi.json",
-        documentation="README.md and docs/ of the source tree",
+        documentation=f"{url}/docs",
         try_this="rose quickstart",
     )
 
