@@ -45,6 +45,24 @@ PORT = re.compile(r"127\.0\.0\.1:\d+")
 TAG = re.compile(r'"sha256":"[0-9a-f]{64}"')
 
 
+PATHS = {
+    "file": (("GET", "/files/{}"), ("GET", "/files/{}/content"), ("DELETE", "/files/{}")),
+    "ftjob": (
+        ("GET", "/fine_tuning/jobs/{}"),
+        ("POST", "/fine_tuning/jobs/{}/cancel"),
+        ("POST", "/fine_tuning/jobs/{}/pause"),
+        ("POST", "/fine_tuning/jobs/{}/resume"),
+        ("GET", "/fine_tuning/jobs/{}/events"),
+        ("GET", "/fine_tuning/jobs/{}/events?stream=true"),
+        ("GET", "/fine_tuning/jobs/{}/checkpoints"),
+        ("GET", "/fine_tuning/jobs/{}/metrics"),
+        ("GET", "/fine_tuning/jobs?after={}"),
+    ),
+    "upload": (("POST", "/uploads/{}/cancel"), ("POST", "/uploads/{}/parts"), ("POST", "/uploads/{}/complete")),
+}
+LISTS = {"file": "/files", "ftjob": "/fine_tuning/jobs", "upload": "/models"}
+
+
 class Installation:
     """A ROSE in a thread of its own, with an administrator and the projects A and B."""
 
@@ -152,6 +170,11 @@ class Neighbours(RuleBasedStateMachine):
         self.worlds = tuple(World(one) for one in self.installations)
         _, self.b = self.installations[0].team("b")
         self.bs: dict[str, list[str]] = {kind: [] for kind in (*KINDS, "model", "ftevent")}
+        self.b_uploads(None, "b.jsonl")
+        self.b_begins_an_upload()
+        for succeeds in (True, False):
+            self.train_as_b(self.bs["file"][0], succeeds=succeeds)
+        self.a_tries_everything_with_what_is_bs()
 
     def teardown(self) -> None:
         for client in (self.b, *(world.a for world in self.worlds)):
@@ -174,15 +197,18 @@ class Neighbours(RuleBasedStateMachine):
         """Return an id of that kind in each world: A's own, or B's and one that never was."""
         own = self.worlds[0].own[kind]
         if foreign and self.bs[kind]:
-            wanted = draw.draw(st.sampled_from(self.bs[kind]))
-            ghost = f"never-was-{len(wanted)}" if kind == "model" else new_id(f"{kind}_")
-            for world, one in zip(self.worlds, (wanted, ghost), strict=True):
-                world.names.setdefault(one, f"{kind}#foreign{wanted}")
-            return wanted, ghost
+            return self.beside_a_ghost(kind, draw.draw(st.sampled_from(self.bs[kind])))
         if own:
             index = draw.draw(st.integers(0, len(own) - 1))
             return own[index], self.worlds[1].own[kind][index]
         return f"{kind}_none", f"{kind}_none"
+
+    def beside_a_ghost(self, kind: str, wanted: str) -> tuple[str, str]:
+        """Return an id of B's, and one that never was for the installation without B."""
+        ghost = f"never-was-{len(wanted)}" if kind == "model" else new_id(f"{kind}_")
+        for world, one in zip(self.worlds, (wanted, ghost), strict=True):
+            world.names.setdefault(one, f"{kind}#foreign{wanted}")
+        return wanted, ghost
 
     # --- what B does, in the first installation only
 
@@ -195,15 +221,12 @@ class Neighbours(RuleBasedStateMachine):
 
     @rule(draw=st.data(), succeeds=st.booleans())
     def b_trains(self, draw: Any, succeeds: bool) -> None:
-        if not self.bs["file"]:
-            return
-        body = {
-            "model": "tiny",
-            "training_file": draw.draw(st.sampled_from(self.bs["file"])),
-            "suffix": "same",
-            "seed": 1,
-        }
-        made = self.b.post("/fine_tuning/jobs", json=body)
+        self.train_as_b(draw.draw(st.sampled_from(self.bs["file"])), succeeds=succeeds)
+
+    def train_as_b(self, file: str, *, succeeds: bool) -> None:
+        made = self.b.post(
+            "/fine_tuning/jobs", json={"model": "tiny", "training_file": file, "suffix": "same", "seed": 1}
+        )
         if made.status_code != 200:
             return
         job_id = made.json()["id"]
@@ -251,20 +274,18 @@ class Neighbours(RuleBasedStateMachine):
     @rule(draw=st.data(), foreign=st.booleans(), kind=st.sampled_from(("file", "ftjob", "upload")), method=st.data())
     def a_looks_or_changes(self, draw: Any, foreign: bool, kind: str, method: Any) -> None:
         ids = self.pick(draw, kind, foreign=foreign)
-        paths = {
-            "file": (("GET", "/files/{}"), ("GET", "/files/{}/content"), ("DELETE", "/files/{}")),
-            "ftjob": (
-                ("GET", "/fine_tuning/jobs/{}"),
-                ("POST", "/fine_tuning/jobs/{}/cancel"),
-                ("POST", "/fine_tuning/jobs/{}/pause"),
-                ("GET", "/fine_tuning/jobs/{}/events"),
-                ("GET", "/fine_tuning/jobs/{}/checkpoints"),
-                ("GET", "/fine_tuning/jobs/{}/metrics"),
-            ),
-            "upload": (("POST", "/uploads/{}/cancel"),),
-        }[kind]
-        verb, path = method.draw(st.sampled_from(paths))
+        verb, path = method.draw(st.sampled_from(PATHS[kind]))
         self.both(verb, lambda number: path.format(ids[number]))
+
+    @rule()
+    def a_tries_everything_with_what_is_bs(self) -> None:
+        for kind, paths in PATHS.items():
+            for wanted in self.bs[kind][-1:]:
+                ids = self.beside_a_ghost(kind, wanted)
+                self.both("GET", lambda _, kind=kind: LISTS[kind])
+                for verb, path in paths:
+                    answers = self.both(verb, lambda number, path=path, ids=ids: path.format(ids[number]))
+                    assert answers[0]["status"] != 200 or "after=" in path
 
     @rule(draw=st.data(), foreign=st.booleans(), kind=st.sampled_from(("file", "ftjob")), limit=st.integers(0, 3))
     def a_lists(self, draw: Any, foreign: bool, kind: str, limit: int) -> None:
@@ -319,7 +340,7 @@ def test_no_answer_to_a_project_depends_on_another_one(postgres_dsn: str) -> Non
         run_state_machine_as_test(
             Machine,
             settings=settings(
-                max_examples=int(os.environ.get("ROSE_TEST_EXAMPLES", "5")),
+                max_examples=int(os.environ.get("ROSE_TEST_EXAMPLES", "6")),
                 stateful_step_count=25,
                 deadline=None,
                 database=None,
