@@ -34,7 +34,9 @@ def create_project(name: str, /, *, common: Common = COMMON) -> None:
     common.output.show(made, identity=made["id"], lines=lines)
 
 
-def list_projects(*, archived: bool = False, common: Common = COMMON) -> None:
+def list_projects(
+    *, archived: Annotated[bool, Parameter(env_var="ROSE_ARCHIVED", negative="")] = False, common: Common = COMMON
+) -> None:
     """List projects, newest first.
 
     Parameters
@@ -67,7 +69,7 @@ def create_key(
     *,
     project: Annotated[str, Parameter(env_var="ROSE_PROJECT")] = DEFAULT,
     scope: Annotated[Literal["read", "write", "admin"], Parameter(env_var="ROSE_SCOPE")] = "write",
-    days: int | None = None,
+    days: Annotated[int | None, Parameter(env_var="ROSE_DAYS")] = None,
     common: Common = COMMON,
 ) -> None:
     """Create an API key and print it, this once.

@@ -24,7 +24,10 @@ from rose.domain.job_values import (
     Warning,
 )
 from rose.domain.jobs import JobState, decide, evolve, initial
+from rose.domain.keys import KeyCreated, KeyRevoked, ServiceAccount
 from rose.domain.models import ModelDeleted, ModelRegistered
+from rose.domain.permissions import PermissionGranted, PermissionWithdrawn
+from rose.domain.projects import ProjectArchived, ProjectCreated, ProjectRenamed
 from rose.domain.uploads import PartAdded, UploadCancelled, UploadCompleted, UploadCreated
 from rose.domain.webhooks import (
     WebhookCreated,
@@ -190,6 +193,28 @@ SAMPLES: tuple[Event, ...] = (
         step=50,
     ),
     ModelDeleted(at=NOW),
+    ProjectCreated(project="proj_iiiiiiiiiiiiiiiiiiii", created_at=NOW, name="red"),
+    ProjectRenamed(name="crimson"),
+    ProjectArchived(at=NOW),
+    KeyCreated(
+        key_id="key_jjjjjjjjjjjjjjjjjjjj",
+        project="default",
+        created_at=NOW,
+        name="bot",
+        account=ServiceAccount(id="svc_acct_kkkkkkkkkkkkkkkkkkkk", name="bot", created_at=NOW),
+        scope="write",
+        hint="wxyz",
+        expires_at=NOW + 86400,
+    ),
+    KeyRevoked(at=NOW),
+    PermissionGranted(
+        permission_id="cp_llllllllllllllllllll",
+        project="default",
+        grantee="proj_iiiiiiiiiiiiiiiiiiii",
+        model="m",
+        created_at=NOW,
+    ),
+    PermissionWithdrawn(at=NOW),
     UploadCreated(
         project="default",
         upload_id=UPLOAD,
