@@ -33,15 +33,16 @@ select {{columns}}, exists (select from {ROWS} and step > (select max(step) from
 """
 OUTLINE = f"""
 with steps as materialized (
-    select step, ntile($3) over (order by step) as bucket, {{values}} from {ROWS} and step > $2
+    select step, row_number() over (order by step) as place, ntile($3) over (order by step) as bucket, {{values}}
+    from {ROWS} and step > $2
 ),
 bounds as materialized (select bucket, {{bounds}} from steps group by bucket),
 extremes as (select unnest(array[{{firsts}}]) as step from steps join bounds using (bucket) group by bucket),
+shown as (select step from extremes union select min(step) from steps union select max(step) from steps),
+room as (select (select count(*) from steps) as reported, $4 - (select count(*) from shown) as free),
 kept as (
-    select step from extremes
-    union select min(step) from steps
-    union select max(step) from steps
-    union select step from steps where (select count(*) from steps) <= $4
+    select step from shown
+    union select step from steps, room where reported <= $4 or (free > 0 and place % (1 + (reported - 1) / free) = 0)
 )
 select {{columns}}, (select count(*) from steps) as reported from {ROWS} and step in (select step from kept)
 """
@@ -105,7 +106,8 @@ async def outline(pool: Pool, job_id: str, names: Sequence[str], *, after_step: 
     """Return the series of at most `points` steps after `after_step`, which show what all of them show.
 
     The steps are cut into buckets of one size. Of each bucket, and for each series, the steps with the lowest and the
-    highest value stay; the first and the last step always do. Where there are no more than `points`, all stay.
+    highest value stay; the first and the last step always do. What room is left goes to steps at even distances. Where
+    there are no more than `points`, all stay.
 
     Waits up to a second when the view is behind the job. Raises: Unavailable.
     """

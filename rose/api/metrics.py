@@ -62,7 +62,7 @@ QUERIES = (
         metrics_view.fewest_points(1),
         MAX_STEPS,
         "Leave out steps, so that at most so many stay: the first, the last, and the lowest and highest of each series "
-        "in each part of the run. At least 2, and 2 more for each series.",
+        "in each part of the run, others at even distances. At least 2, and 2 more for each series.",
     ),
 )
 
