@@ -185,6 +185,8 @@ def test_what_the_table_says_differs_does(followed: tuple[Follower, dict[str, st
             sdk.files.retrieve("file-9uJPbR69")
         with pytest.raises(NotFoundError, match=name):
             sdk.chat.completions.create(model="gpt-5", messages=[{"role": "user", "content": "x"}])
+        with pytest.raises(BadRequestError, match="webhook_private_targets"):
+            sdk.webhooks.create(name="ends", url="https://127.0.0.1/ends", event_types=["fine_tuning.job.succeeded"])
         asked: Any = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
         with pytest.raises(BadRequestError, match=r"content\[0\]"):
             sdk.chat.completions.create(model=name, messages=asked)
