@@ -27,8 +27,8 @@ SECRETS = "select id, secret from rose.webhook_secrets where id = any($1::text[]
 # A day is time enough for the event that names a fresh secret.
 FORGET_SECRETS = """
 delete from rose.webhook_secrets where created_at < clock_timestamp() - interval '1 day' and id not in (
-    select secret ->> 'id' from rose.webhooks, jsonb_array_elements(doc -> 'secrets') as secret
-    where not deleted and coalesce((secret ->> 'until')::bigint > $1, true)
+    select named.value ->> 'id' from rose.webhooks, jsonb_array_elements(doc -> 'secrets') as named
+    where not deleted and coalesce((named.value ->> 'until')::bigint > $1, true)
 )
 """
 
