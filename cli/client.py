@@ -260,6 +260,16 @@ class Client:
         """Return a whole list of the administration API."""
         return self._all(f"/organization{path}", {"limit": 100, **params})
 
+    # --- webhooks
+
+    def webhooks(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Ask something of the webhook endpoints; `path` is below /webhook_endpoints."""
+        return self._call(method, f"/webhook_endpoints{path}", json=body)
+
+    def webhook_list(self) -> list[dict[str, Any]]:
+        """Return all webhook endpoints, newest first."""
+        return self._all("/webhook_endpoints", {"limit": 100})
+
     # --- ids
 
     def resolve(self, given: str, kind: str) -> str:
