@@ -70,9 +70,12 @@ async def test_the_receiver_of_the_document(api: Running, seed_file: Path, tmp_p
             await Trainer(api.services, trained.id).run_to_success()
             await api.openai.fine_tuning.jobs.cancel(ended.id)
             await eventually(lambda: len(printed.read_text().splitlines()) == 2)
+            await api.openai.webhooks.test(made.id, event_type="fine_tuning.job.failed")
+            await eventually(lambda: len(printed.read_text().splitlines()) == 3)
             tasks.cancel_scope.cancel()
         model = (await api.openai.fine_tuning.jobs.retrieve(trained.id)).fine_tuned_model
         assert set(printed.read_text().splitlines()) == {
-            f"{trained.id} has made {model}",
-            f"{ended.id}: fine_tuning.job.cancelled",
+            f"{trained.id} is succeeded; its model: {model}",
+            f"{ended.id} is cancelled; its model: None",
+            "fine_tuning.job.failed of ftjob_sample, which was made up for a test",
         }
