@@ -65,11 +65,11 @@ async def create_chat_completion(
     engines = await leases.workers(services.pool, "inference")
     url = services.engines.choose(engines, target.base.fingerprint)
     if not parsed.stream:
-        answer = await _unless_client_leaves(request, services.engines.complete(url, asking))
+        answer = await unless_client_leaves(request, services.engines.complete(url, asking))
         return Response(answer, status_code=200 if answer is not None else CLIENT_LEFT)
     frames = _passed_on(services, url, asking)
     # Before the answer begins, so that a refusal is a status and not a broken stream.
-    if await _unless_client_leaves(request, anext(frames)) is None:
+    if await unless_client_leaves(request, anext(frames)) is None:
         return Response(None, status_code=CLIENT_LEFT)
     return Stream(
         frames, media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -101,7 +101,7 @@ async def _passed_on(services: Services, url: str, asking: dict[str, Any]) -> As
             yield b"data: " + error_json(error) + b"\n\n"
 
 
-async def _unless_client_leaves(request: AnyRequest, work: Awaitable[Value]) -> Value | None:
+async def unless_client_leaves(request: AnyRequest, work: Awaitable[Value]) -> Value | None:
     """Return what `work` returns, or None when the client closes its connection first: then the work is cancelled."""
     failure: RoseError | None = None
     value: Value | None = None
