@@ -17,9 +17,9 @@ MAX_DEPTH = 50
 MAX_SHOWN = 80
 
 FUNCTIONS: Mapping[str, tuple[int, int, Callable[..., float]]] = {
-    "min": (1, 100, min),
-    "max": (1, 100, max),
-    "abs": (1, 1, abs),
+    "min": (1, 100, lambda *values: min(values)),
+    "max": (1, 100, lambda *values: max(values)),
+    "abs": (1, 1, math.fabs),
     "floor": (1, 1, math.floor),
     "ceil": (1, 1, math.ceil),
     "exp": (1, 1, math.exp),

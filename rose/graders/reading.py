@@ -133,7 +133,9 @@ def _kind(value: Any, param: str, allowed: tuple[str, ...]) -> str:
         _wrong(param, f"must be an object; it is {_type(value)}", code="invalid_type")
     kind = value.get("type")
     if kind is None:
-        _wrong(f"{param}.type", f"is missing; it must be one of {', '.join(allowed)}", code="missing_required_parameter")
+        _wrong(
+            f"{param}.type", f"is missing; it must be one of {', '.join(allowed)}", code="missing_required_parameter"
+        )
     if kind == "label_model" and kind not in allowed:
         _wrong(f"{param}.type", "is 'label_model', which stands only in the graders of a multi grader")
     if not isinstance(kind, str) or kind not in allowed:
@@ -164,17 +166,19 @@ def _single(value: Any, param: str) -> Single:
 
 
 def _refuse_other_media(messages: Any, param: str) -> None:
-    for index, message in enumerate(messages if isinstance(messages, list) else ()):
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else [content]:
+    given: list[Any] = messages if isinstance(messages, list) else []
+    for index, message in enumerate(given):
+        content: Any = message.get("content") if isinstance(message, dict) else None
+        parts: list[Any] = content if isinstance(content, list) else [content]
+        for part in parts:
             kind: Any = part.get("type") if isinstance(part, dict) else "input_text"
             if kind not in ("input_text", "output_text"):
                 where = f"{param}[{index}].content"
-                raise InvalidRequest(
+                raise _error(
                     f"{where} has a part of type {str(kind)[:80]!r}; it may be input_text or output_text: models of "
                     "ROSE read text only.",
-                    code="unsupported_content",
-                    param=where,
+                    "unsupported_content",
+                    where,
                 )
 
 
@@ -182,31 +186,34 @@ def _convert(value: Any, kind: type[Kind], param: str) -> Kind:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        text, _, place = str(error).partition(" - at `$")
-        where = f"{param}{place.rstrip('`')}"
-    missing = re.fullmatch(r"Object missing required field `(.+)`", text)
-    if missing:
-        name = f"{where}.{missing[1]}"
-        raise InvalidRequest(f"Missing required parameter: {name}.", code="missing_required_parameter", param=name)
-    unknown = re.fullmatch(r"Object contains unknown field `(.+)`", text, re.DOTALL)
-    if unknown:
-        name = f"{where}.{unknown[1][:80]}"
+        raise _refusal(str(error), kind, param) from None
+
+
+def _refusal(told: str, kind: Any, param: str) -> InvalidRequest:
+    """Make an error that names the field out of msgspec's sentence `Expected … - at `$.field``."""
+    text, _, place = told.partition(" - at `$")
+    place = place.rstrip("`")
+    where = f"{param}{place}"
+    if missing := re.fullmatch(r"Object missing required field `(.+)`", text):
+        where = f"{where}.{missing[1]}"
+        return _error(f"Missing required parameter: {where}.", "missing_required_parameter", where)
+    if unknown := re.fullmatch(r"Object contains unknown field `(.+)`", text, re.DOTALL):
+        where = f"{where}.{unknown[1][:80]}"
         known = ", ".join(_fields(kind, place)) or "other fields"
-        raise InvalidRequest(
-            f"Unknown parameter: {name}. Allowed are {known}.", code="unknown_parameter", param=name
-        )
-    typed = re.fullmatch(r"Expected `([^`]+)`, got `([^`]+)`", text)
-    if typed:
+        return _error(f"Unknown parameter: {where}. Allowed are {known}.", "unknown_parameter", where)
+    if typed := re.fullmatch(r"Expected `([^`]+)`, got `([^`]+)`", text):
         expected = " or ".join(_TYPES.get(one, one) for one in typed[1].split(" | "))
-        _wrong(where, f"must be {expected}; it is {_TYPES.get(typed[2], typed[2])}", code="invalid_type")
-    chosen = re.fullmatch(r"Invalid enum value (.*)", text, re.DOTALL)
-    if chosen:
+        return _error(f"{where} must be {expected}; it is {_TYPES.get(typed[2], typed[2])}.", "invalid_type", where)
+    if chosen := re.fullmatch(r"Invalid enum value (.*)", text, re.DOTALL):
         allowed = ", ".join(_choices(kind, place)) or "another value"
-        _wrong(where, f"is {chosen[1][:80]}; it must be one of {allowed}")
-    bound = re.fullmatch(r"Expected `(\w+)` (.*)", text)
-    if bound:
-        _wrong(where, f"must be {_TYPES.get(bound[1], bound[1])} {bound[2]}")
-    _wrong(where, f"is not right: {text}")
+        return _error(f"{where} is {chosen[1][:80]}; it must be one of {allowed}.", "invalid_value", where)
+    if bound := re.fullmatch(r"Expected `(\w+)` (.*)", text):
+        return _error(f"{where} must be {_TYPES.get(bound[1], bound[1])} {bound[2]}.", "invalid_value", where)
+    return _error(f"{where} is not right: {text}.", "invalid_value", where)
+
+
+def _error(message: str, code: str, param: str) -> InvalidRequest:
+    return InvalidRequest(message, code=code, param=param)
 
 
 def _inner(kind: Any, place: str) -> Any:
@@ -244,4 +251,4 @@ def _type(value: Any) -> str:
 
 
 def _wrong(param: str, what: str, *, code: str = "invalid_value") -> NoReturn:
-    raise InvalidRequest(f"{param} {what}.", code=code, param=param)
+    raise _error(f"{param} {what}.", code, param)

@@ -123,7 +123,7 @@ class Run:
         for all that is up to the source.
         """
         require()
-        return self._result()
+        return self.result()
 
     def kill(self) -> None:
         """End the run, started or not; idempotent."""
@@ -134,7 +134,8 @@ class Run:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _result(self) -> float:
+    def result(self) -> float:
+        """Do as `reward`, without the check of the machine that comes before the first source."""
         with tempfile.TemporaryFile() as plan:
             plan.write(msgspec.json.encode(self._plan()))
             plan.seek(0)
@@ -231,7 +232,10 @@ def _decoded(data: bytes) -> _Said | None:
 
 
 def require() -> None:
-    """Check, once, that this machine closes the sandbox. Raises: Unavailable; SandboxFailed when that is not sure now."""
+    """Check, once, that this machine closes the sandbox.
+
+    Raises: Unavailable; SandboxFailed when it cannot be said now.
+    """
     reason = _reason()
     if reason is not None:
         raise Unavailable(reason)
@@ -248,7 +252,7 @@ def _reason() -> str | None:
     outside.touch()
     try:
         probe = Run(_PROBE, {}, {"outside": str(outside), "parent": os.getpid()})
-        held = probe._result()  # noqa: SLF001  (the check itself needs no check)
+        held = probe.result()
     except Unavailable as error:
         return str(error)
     except SourceFailed as error:

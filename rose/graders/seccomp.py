@@ -1,4 +1,4 @@
-"""The list of system calls that a python grader may make, as a seccomp filter (BPF; see the kernel's seccomp_filter.rst).
+"""The system calls that a python grader may make, as a seccomp filter (BPF; see the kernel's seccomp_filter.rst).
 
 It is a list of what is allowed: computing, memory, reading files, time. Everything else fails with EPERM: sockets,
 processes and threads, signals to others, running programs, mounts, tracing, changing files.

@@ -1,7 +1,7 @@
 """The child process of a python grader: closes the sandbox around itself, then runs the source. Started by sandbox.py.
 
-A program of its own, for `python -I -S`: it imports nothing of ROSE, and has nothing but what stands in the plan that it
-reads from its standard input. It writes `+` once the sandbox is closed, then the result as JSON; without `+` it
+A program of its own, for `python -I -S`: it imports nothing of ROSE, and has nothing but what stands in the plan that
+it reads from its standard input. It writes `+` once the sandbox is closed, then the result as JSON; without `+` it
 writes why there is no sandbox, and nothing of the source has run.
 """
 

@@ -1,4 +1,4 @@
-"""Fills `{{item.path}}` and `{{sample.path}}` into texts: names, `.name`, `[0]` and `["name"]`, and nothing that computes.
+"""Fills `{{item.path}}` and `{{sample.path}}` into texts. A path is made of `.name`, `[0]` and `["name"]`.
 
 A text is put in as it is, everything else as JSON.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -19,7 +20,10 @@ MAX_TEXT_CHARACTERS = 4 << 20
 _PLACE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _NAME = re.compile(r"[^\W\d]\w*")
 _STEP = re.compile(
-    r"""\s*(?:\.\s*(?P<name>[\w-]+) | \[\s*(?P<index>-?\d{1,9})\s*\] | \[\s*"(?P<double>[^"]*)"\s*\] | \[\s*'(?P<single>[^']*)'\s*\])""",
+    r"""\s*(?: \. \s* (?P<name>[\w-]+)
+    | \[ \s* (?P<index>-?\d{1,9}) \s* \]
+    | \[ \s* "(?P<double>[^"]*)" \s* \]
+    | \[ \s* '(?P<single>[^']*)' \s* \] )""",
     re.VERBOSE,
 )
 MAX_SHOWN = 80
@@ -41,10 +45,8 @@ def sample_of(text: str) -> dict[str, Any]:
         "output_text": text,
         "choices": [{"index": 0, "message": {"role": "assistant", "content": text}}],
     }
-    try:
+    with suppress(msgspec.DecodeError, RecursionError, UnicodeEncodeError):
         sample["output_json"] = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
-        pass
     return sample
 
 
@@ -75,7 +77,9 @@ def fill(text: str, values: Mapping[str, Any]) -> str:
         found = _text(_look_up(path, values))
         length += len(found)
         if length > MAX_TEXT_CHARACTERS:
-            raise MissingVariable(f"With its templates filled in, the text is longer than {MAX_TEXT_CHARACTERS} letters.")
+            raise MissingVariable(
+                f"With its templates filled in, the text is longer than {MAX_TEXT_CHARACTERS} letters."
+            )
         return found
 
     return _PLACE.sub(value, text)
@@ -115,7 +119,9 @@ def _look_up(path: Path, values: Mapping[str, Any]) -> Any:
         elif isinstance(value, list):
             index = int(step) if isinstance(step, int) or step.isdecimal() else None
             if index is None or not -len(value) <= index < len(value):
-                raise MissingVariable(f"{{{{{where}}}}}: it is a list of {len(value)}, so an index below that is needed.")
+                raise MissingVariable(
+                    f"{{{{{where}}}}}: it is a list of {len(value)}, so an index below that is needed."
+                )
             value = value[index]
         else:
             raise MissingVariable(f"{{{{{where}}}}}: {_written(path[:depth])} has no parts.")
