@@ -16,7 +16,7 @@ from rose.log.append import StreamWrite
 if TYPE_CHECKING:
     from rose.log.pool import Pool
 
-MAX_ENDPOINTS = 100
+MAX_ENDPOINTS = 1000
 """Of a project."""
 Respond = Callable[[WebhookState], bytes]
 
