@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import linecache
+import math
 import os
 import resource
 import select
@@ -239,7 +240,10 @@ def _grade(source: str, sample: Any, item: Any, paths: list[str]) -> dict[str, A
         value: Any = grade(sample, item)
         if isinstance(value, (str, bytes)) or value is None:
             return {"error": f"grade returned {type(value).__name__}; it must return a number."}
-        return {"reward": float(value)}
+        reward = float(value)
+        if not math.isfinite(reward):
+            return {"error": f"grade returned {reward}; it must return a finite number."}
+        return {"reward": reward}
     except BaseException as error:
         return {"error": _details(error)}
 
