@@ -22,7 +22,7 @@ import uvicorn
 from rose import leases, settings
 from rose.bus import Bus
 from rose.errors import InvalidRequest, RoseError, Unavailable
-from rose.http_server import KEEP_ALIVE_SECONDS, Server
+from rose.http_server import KEEP_ALIVE_SECONDS, Server, spare_full_collections
 from rose.ids import new_id
 from rose.local import logs, ports, state
 from rose.log.migrate import migrate
@@ -152,6 +152,7 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
 
         async def announce() -> None:
             await server.listening.wait()
+            spare_full_collections()
             logger.info("the API answers at %s", given.url)
             async with _announced(pool, "api", url=given.url):
                 await stop.wait()

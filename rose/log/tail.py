@@ -6,8 +6,10 @@ Reads; never decides or keeps anything. What lies before the ring is read from t
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from types import TracebackType
 
 import anyio
@@ -31,7 +33,23 @@ BATCH = 512
 RING = 10_000
 """Events kept in memory, of all streams together."""
 RING_BYTES = 64 << 20
-"""JSON of the kept events together; large events make the ring shorter."""
+"""JSON of the kept events together, and what was made of them; large events make the ring shorter."""
+
+
+class Kept:
+    """An event in the ring, with what readers made of it."""
+
+    __slots__ = ("made", "recorded", "size")
+
+    def __init__(self, recorded: Recorded, size: int) -> None:
+        self.recorded = recorded
+        self.size = size
+        self.made: bytes | None = None
+
+    @property
+    def position(self) -> int:
+        """Place of the event in the log."""
+        return self.recorded.position
 
 
 class Tailer:
@@ -44,9 +62,9 @@ class Tailer:
         self._pool = pool
         self._longest = ring
         self._largest = ring_bytes
-        self._ring: deque[tuple[str, int, int]] = deque()  # stream, position, size; the events lie in _streams
+        self._ring: deque[Kept] = deque()
         self._bytes = 0
-        self._streams: dict[str, deque[Recorded]] = {}
+        self._streams: dict[str, deque[Kept]] = {}  # the same entries, by stream
         self._floor = 0
         self._position = 0
         self._stopped = False
@@ -94,15 +112,28 @@ class Tailer:
 
         None when some of them may lie before the ring: read them with `read_stream`.
         """
+        kept = self.kept(stream_id, after_position)
+        return None if kept is None else [one.recorded for one in kept]
+
+    def kept(self, stream_id: str, after_position: int, limit: int | None = None) -> list[Kept] | None:
+        """Return the same events (the oldest `limit` of them) as entries of the ring, for `made_once`."""
         if after_position < self._floor:
             return None
-        fresh: list[Recorded] = []
-        for event in reversed(self._streams.get(stream_id, ())):
-            if event.position <= after_position:
-                break
-            fresh.append(event)
-        fresh.reverse()
-        return fresh
+        stream = self._streams.get(stream_id)
+        if stream is None or stream[-1].position <= after_position:
+            return []
+        first = bisect_right(stream, after_position, key=_position)
+        return list(islice(stream, first, None if limit is None else first + limit))
+
+    def made_once(self, kept: Kept, make: Callable[[Recorded], bytes]) -> bytes:
+        """Return what `make` makes of the event: made at the first call, kept and dropped with the event."""
+        if kept.made is None:
+            kept.made = make(kept.recorded)
+            if kept.position > self._floor:
+                kept.size += len(kept.made)
+                self._bytes += len(kept.made)
+                self._shorten()
+        return kept.made
 
     async def wait_for(self, stream_id: str, after_position: int, timeout: float) -> bool:
         """Wait up to `timeout` seconds for an event of the stream after `after_position`.
@@ -185,22 +216,22 @@ class Tailer:
             self._forget_all()
             self._position = self._floor = row["position"]
             return
-        size = len(row["data"])
-        self._ring.append((event.stream_id, event.position, size))
-        self._bytes += size
-        self._streams.setdefault(event.stream_id, deque()).append(event)
+        kept = Kept(event, len(row["data"]))
+        self._ring.append(kept)
+        self._bytes += kept.size
+        self._streams.setdefault(event.stream_id, deque()).append(kept)
         self._position = event.position
-        while len(self._ring) > self._longest or self._bytes > self._largest:
-            self._forget_oldest()
+        self._shorten()
 
-    def _forget_oldest(self) -> None:
-        stream_id, position, size = self._ring.popleft()
-        stream = self._streams[stream_id]
-        stream.popleft()
-        if not stream:
-            del self._streams[stream_id]
-        self._bytes -= size
-        self._floor = position
+    def _shorten(self) -> None:
+        while len(self._ring) > self._longest or self._bytes > self._largest:
+            oldest = self._ring.popleft()
+            stream = self._streams[oldest.recorded.stream_id]
+            stream.popleft()
+            if not stream:
+                del self._streams[oldest.recorded.stream_id]
+            self._bytes -= oldest.size
+            self._floor = oldest.position
 
     def _forget_all(self) -> None:
         self._ring.clear()
@@ -212,6 +243,10 @@ class Tailer:
             waiters = self._stream_waiters.pop(stream_id, None)
             if waiters is not None:
                 waiters.event.set()
+
+
+def _position(kept: Kept) -> int:
+    return kept.recorded.position
 
 
 class _Waiters:

@@ -221,6 +221,81 @@ async def test_an_idle_stream_is_kept_alive(api: Running, seed_file: Path, monke
     assert transcript.comments[:2] == [": ping", ": ping"]
 
 
+async def test_clients_that_came_together_are_not_pinged_together(
+    api: Running, seed_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[float, float]] = []
+
+    def first(low: float, high: float) -> float:
+        asked.append((low, high))
+        return low
+
+    monkeypatch.setattr(event_stream, "PING_SECONDS", 3600.0)
+    monkeypatch.setattr(event_stream.random, "uniform", first)
+    job = await api.job(seed_file)
+    path = f"/v1/fine_tuning/jobs/{job.id}/events?stream=true"
+    async with api.http.stream("GET", path) as response:
+        with anyio.fail_after(SECONDS):
+            async for line in response.aiter_lines():
+                if line == ": ping":
+                    break
+    assert asked == [(0, 3600.0)]
+
+
+async def test_an_event_is_encoded_once_for_all_clients(
+    api: Running, seed_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+
+    def counting(position: int, event: job_events.Event) -> Any:
+        encoded.append(position)
+        return job_messages(position, event)
+
+    monkeypatch.setattr(event_stream, "job_messages", counting)
+    job = await api.job(seed_file)
+    trainer = Trainer(api.services, job.id)
+    transcripts: list[list[Frame]] = []
+
+    async def watch(opened: anyio.Event, **headers: str) -> None:
+        async with watching(http, job.id, **headers) as transcript:
+            first = await transcript.frame()
+            opened.set()
+            assert first is not None
+            transcripts.append([first, *await transcript.rest()])
+
+    async with httpx2.AsyncClient(base_url=api.services.settings.url) as http, anyio.create_task_group() as tasks:
+        opened = [anyio.Event() for _ in range(20)]
+        for one in opened:
+            tasks.start_soon(watch, one)
+        for one in opened:
+            await one.wait()
+        await trainer.validate()
+        await trainer.start()
+        for step in range(1, 51, 10):
+            await trainer.steps(step, step + 9)
+        await trainer.succeed(50)
+    assert transcripts == [transcripts[0]] * 20
+    assert [number for number, _ in transcripts[0][:-1]] == await logged(api.services.pool, job.id)
+    assert encoded == [recorded.position for recorded in await read_stream(api.services.pool, f"job/{job.id}")]
+
+
+async def test_a_resumed_stream_begins_within_an_event_that_others_have_whole(api: Running, seed_file: Path) -> None:
+    job = await api.job(seed_file)
+    trainer = Trainer(api.services, job.id)
+    await trainer.validate()
+    await trainer.start()
+    await trainer.steps(1, 9)
+    await trainer.succeed(9)
+    everything = await logged(api.services.pool, job.id)
+    for _ in range(2):
+        for seen in (None, *everything[:-1]):
+            headers = {"last-event-id": seen} if seen else {}
+            async with watching(api.http, job.id, **headers) as transcript:
+                frames = await transcript.rest()
+            after = everything.index(seen) + 1 if seen else 0
+            assert [number for number, _ in frames[:-1]] == everything[after:]
+
+
 async def test_a_stop_ends_every_stream_at_once(api_settings: Settings, pool: Pool, seed_file: Path) -> None:
     ended: list[list[Frame]] = []
     with anyio.fail_after(SECONDS):
@@ -303,7 +378,10 @@ async def test_event_lists_may_be_empty(api: Running, seed_file: Path, query: st
     assert (answer.status_code, answer.json()["data"], answer.json()["has_more"]) == (200, [], False)
 
 
-async def test_a_long_history_lets_the_others_have_their_turn(api: Running, seed_file: Path) -> None:
+async def test_a_long_history_lets_the_others_have_their_turn(
+    api: Running, seed_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "CHUNK_BYTES", 1)
     job = await api.job(seed_file)
     trainer = Trainer(api.services, job.id)
     await trainer.validate()

@@ -16,7 +16,7 @@ from rose.local.postgres import Postgres
 from rose.log.append import append
 from rose.log.migrate import migrate
 from rose.log.pool import Pool, open_pool
-from rose.log.read import Recorded, read_all
+from rose.log.read import Recorded, read_all, read_stream
 from rose.log.tail import Tailer
 from tests.checker import read_dump, unlike
 from tests.eventually import eventually
@@ -77,6 +77,46 @@ async def test_large_events_make_the_ring_shorter(pool: Pool) -> None:
         await eventually(lambda: tailer.position == 1)
         assert tailer.since("file/file_a", 0) is None
         assert tailer.since("file/file_a", 1) == []
+
+
+async def test_what_readers_make_of_an_event_is_made_once_and_counts(pool: Pool) -> None:
+    made: list[int] = []
+
+    def make(event: Recorded) -> bytes:
+        made.append(event.position)
+        return b"x" * 10_000
+
+    async with Tailer(pool, ring_bytes=15_000) as tailer:
+        for name in "ab":
+            await put(pool, f"file_{name}")
+        await eventually(lambda: tailer.position == 2)
+        [first] = tailer.kept("file/file_a", 0) or ()
+        [second] = tailer.kept("file/file_b", 0) or ()
+        assert [tailer.made_once(first, make) for _ in range(3)] == [b"x" * 10_000] * 3
+        assert tailer.since("file/file_a", 0) == [first.recorded]
+        tailer.made_once(second, make)
+        assert tailer.since("file/file_a", 0) is None, "the ring holds no more than its bytes"
+        assert tailer.since("file/file_b", 1) == [second.recorded]
+        first.made = None
+        tailer.made_once(first, make)
+        assert tailer.since("file/file_b", 1) == [second.recorded], "what left the ring does not count"
+        assert made == [1, 2, 1]
+
+
+async def test_entries_come_oldest_first_and_as_many_as_are_asked(pool: Pool) -> None:
+    async with Tailer(pool) as tailer:
+        job_id = await created_job(pool)
+        for _ in range(3):
+            await put(pool)
+        lease = await claim(pool, job_id, "validation")
+        await tell(pool, job_id, validated(lease.epoch), epoch=lease.epoch, lease=lease_change("release", lease))
+        end = (await read_all(pool, after_position=0))[-1].position
+        await eventually(lambda: tailer.position == end)
+        everything = [one.recorded for one in tailer.kept(f"job/{job_id}", 0) or ()]
+        assert everything == await read_stream(pool, f"job/{job_id}")
+        for after in range(end + 1):
+            behind = [event for event in everything if event.position > after]
+            assert [one.recorded for one in tailer.kept(f"job/{job_id}", after, 2) or ()] == behind[:2]
 
 
 async def test_a_wait_ends_after_its_time(pool: Pool) -> None:
