@@ -238,6 +238,11 @@ def require() -> None:
         raise Unavailable(reason)
 
 
+def forget() -> None:
+    """Check this machine anew before the next source."""
+    _reason.cache_clear()
+
+
 @functools.cache
 def _reason() -> str | None:
     """Return why nothing can run here, or None when all that must be refused is refused."""

@@ -16,8 +16,8 @@ from typing import Any
 from rose.errors import InvalidRequest
 from rose.graders.kinds import Metric
 
-MAX_CHARACTERS = 200_000
-MAX_COMPARED_WORDS = 4000
+MAX_CHARACTERS = 50_000
+MAX_COMPARED_WORDS = 1500
 """Most words for metrics whose time grows with the product of both lengths (about two seconds then)."""
 _WORD = re.compile(r"[^\W_]+")
 _corpus_lock = threading.Lock()
@@ -76,7 +76,7 @@ def _gleu(text: str, reference: str) -> float:
 
 
 def _meteor(text: str, reference: str) -> float:
-    """METEOR (Banerjee and Lavie 2005) with exact words, Porter's stems and WordNet's synonyms, as NLTK computes it."""
+    """METEOR (Lavie and Agarwal 2007) with exact words, Porter's stems and WordNet's synonyms, as NLTK computes it."""
     meteor_score = _library("nltk.translate.meteor_score")
     tokenizer = _library("nltk.tokenize.destructive").NLTKWordTokenizer()
     made, wanted = tokenizer.tokenize(text), tokenizer.tokenize(reference)
@@ -85,9 +85,9 @@ def _meteor(text: str, reference: str) -> float:
         wordnet = _library("nltk.corpus").wordnet
         try:
             wordnet.ensure_loaded()
-        except LookupError:
+        except Exception:  # the boundary to NLTK: data that are not there, or not whole
             raise NotInstalled(
-                "meteor needs the data of WordNet, which are not on this server.",
+                "meteor needs the data of WordNet, which this server cannot read.",
                 hint="python -m nltk.downloader wordnet",
             ) from None
         return meteor_score.single_meteor_score(wanted, made, wordnet=wordnet)
