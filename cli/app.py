@@ -71,6 +71,11 @@ _command(models, "pull", "models:pull", "Download a base model: smollm2, or one 
 _command(models, "build", "models:build", "Build the toy model `tiny` on this machine; no download.")
 app.command(models)
 
+graders = App(name="graders", help="Graders: what an answer is worth.")
+_command(graders, "run", "graders:run", "Grade one answer, and say what went wrong.")
+_command(graders, "validate", "graders:validate", "Check that a grader can be used.")
+app.command(graders)
+
 projects = App(name="projects", help="Projects: each sees nothing of the others.")
 _command(projects, "create", "projects:create_project", "Create a project.")
 _command(projects, "list", "projects:list_projects", "List projects, newest first.")

@@ -250,6 +250,16 @@ class Client:
                     raise _stated(chunk["error"], 500)
                 yield chunk
 
+    # --- graders
+
+    def run_grader(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return what a grader says of one answer."""
+        return self._call("POST", "/fine_tuning/alpha/graders/run", json=body, timeout=None)
+
+    def validate_grader(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return a grader that can be used. Raises: InvalidRequest saying why it cannot."""
+        return self._call("POST", "/fine_tuning/alpha/graders/validate", json=body, timeout=None)
+
     # --- administration
 
     def organization(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
