@@ -7,7 +7,7 @@ lease is renewed and read. Times are the database's: no clock of a worker matter
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -81,15 +81,17 @@ class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Claims so far, of both kinds."""
 
 
+LEASE_FIELDS = LeaseFacts.__struct_fields__
+MOST_COUNTED = 1000
+"""Jobs in front of a job that are counted one by one; the cost of a list does not grow with the queue."""
+
+
 class WaitingFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What explains why a job waits."""
 
     job_id: str
-    doc: bytes
-    """JSON of its JobState."""
-    version: int
     queued_before: int
-    """Queued jobs of the same project that are older."""
+    """Of a queued job: those of the same project that are older; counted up to MOST_COUNTED."""
     running_now: int
     """Other jobs of the project with a living run."""
     lease: LeaseFacts | None
@@ -202,18 +204,17 @@ async def workers(pool: Pool, kind: str | None = None, live_seconds: float = LIV
     ]
 
 
-async def waiting_facts(pool: Pool, job_id: str) -> WaitingFacts | None:
-    """Return what explains why the job waits, or None when there is no such job. Raises: Unavailable."""
-    job = await fetch_row(pool, QUERIES["jobs_ahead"], job_id)
-    if job is None:
-        return None
-    lease = await fetch_row(pool, QUERIES["job_lease"], job_id)
-    return WaitingFacts(
-        job_id=job_id,
-        doc=job["doc"].encode(),
-        version=job["version"],
-        queued_before=job["queued"],
-        running_now=job["running"],
-        lease=None if lease is None else LeaseFacts(**dict(lease)),
-        trainers=tuple(await workers(pool, "trainer")),
-    )
+async def waiting_facts(pool: Pool, project: str, job_ids: Sequence[str]) -> dict[str, WaitingFacts]:
+    """Return by id what explains why jobs of the project wait, in one query. Raises: Unavailable."""
+    rows = await fetch(pool, QUERIES["waiting_facts"], project, list(job_ids), MOST_COUNTED, LIVE_SECONDS)
+    trainers = msgspec.json.decode(rows[0]["trainers"], type=tuple[Worker, ...]) if rows else ()
+    return {
+        row["id"]: WaitingFacts(
+            job_id=row["id"],
+            queued_before=row["queued_before"],
+            running_now=row["running_now"],
+            lease=None if row["epoch"] is None else LeaseFacts(**{name: row[name] for name in LEASE_FIELDS}),
+            trainers=trainers,
+        )
+        for row in rows
+    }

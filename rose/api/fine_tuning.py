@@ -72,7 +72,9 @@ async def list_jobs(request: AnyRequest, services: TheServices, principal: ThePr
         metadata=wanted or None,
         without_metadata=request.query_params.get("metadata") == "null",
     )
-    data = [await _described(services, state) for state in found.entries]
+    waits = await waiting_for(services, principal.project, found.entries)
+    now = time.time()
+    data = [wire.job(state, now=now, waiting_for=waits.get(state.id)) for state in found.entries]
     return wire.listing(data, has_more=found.has_more)
 
 
@@ -208,7 +210,8 @@ async def _existing(services: Services, project: str, job_id: str) -> JobState:
 
 
 async def _described(services: Services, state: JobState) -> wire.Job:
-    return wire.job(state, now=time.time(), waiting_for=await waiting_for(services, state))
+    waits = await waiting_for(services, state.project, [state])
+    return wire.job(state, now=time.time(), waiting_for=waits.get(state.id))
 
 
 async def _answer(services: Services, state: JobState) -> Response[Any]:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rose import integrations
 from rose.api.services import Services
 from rose.domain.jobs import JobState
-from rose.leases import WaitingFacts, Worker, waiting_facts
+from rose.leases import MOST_COUNTED, WaitingFacts, Worker, waiting_facts
 
 
-async def waiting_for(services: Services, state: JobState) -> str | None:
-    """Return what the job waits for; None while somebody works on it or when it is finished."""
-    if state.is_terminal:
-        return None
-    if state.status == "paused":
-        return f"it is paused ({state.paused_because or 'requested'}); resume it to go on"
-    facts = await waiting_facts(services.pool, state.id)
-    return None if facts is None else explain(state, facts)
+async def waiting_for(services: Services, project: str, states: Sequence[JobState]) -> dict[str, str]:
+    """Return by id what jobs of the project wait for; nothing of those that somebody works on or that are finished.
+
+    One query, however many there are.
+    """
+    waiting = [state for state in states if not state.is_terminal and state.status != "paused"]
+    facts = await waiting_facts(services.pool, project, [state.id for state in waiting]) if waiting else {}
+    reasons = {state.id: explain(state, facts[state.id]) for state in waiting if state.id in facts}
+    reasons |= {
+        state.id: f"it is paused ({state.paused_because or 'requested'}); resume it to go on"
+        for state in states
+        if state.status == "paused"
+    }
+    return {job_id: reason for job_id, reason in reasons.items() if reason is not None}
 
 
 def explain(state: JobState, facts: WaitingFacts) -> str | None:
@@ -34,6 +42,8 @@ def explain(state: JobState, facts: WaitingFacts) -> str | None:
         return lacking
     if state.status == "validating_files":
         return "a trainer to check its files"
+    if facts.queued_before >= MOST_COUNTED:
+        return f"{MOST_COUNTED} jobs or more before it"
     if facts.queued_before:
         return "1 job before it" if facts.queued_before == 1 else f"{facts.queued_before} jobs before it"
     if facts.running_now:

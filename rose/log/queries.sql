@@ -119,21 +119,37 @@ select id, kind, host, url, capabilities, pid from rose.workers
 where ($1::text is null or kind = $1) and last_seen > clock_timestamp() - make_interval(secs => $2)
 order by started_at, id;
 
--- name: job_lease
--- The lease of a job, with times as seconds from now.
-select kind, epoch, owner, attempts,
-       coalesce(lease_until > clock_timestamp(), false) as alive,
-       coalesce(extract(epoch from lease_until - clock_timestamp())::float8, 0) as seconds_left,
-       greatest(coalesce(extract(epoch from not_before - clock_timestamp())::float8, 0), 0) as seconds_held_back
-from rose.leases where job_id = $1;
-
--- name: jobs_ahead
--- Queued jobs of the same project that were created before this one, and jobs of it whose run is alive.
-select
-    (select count(*) from rose.jobs
-     where status = 'queued' and project = this.project and created_position < this.created_position) as queued,
-    (select count(*) from rose.jobs join rose.leases on leases.job_id = jobs.id
-     where jobs.status = 'running' and project = this.project and leases.lease_until > clock_timestamp()
-       and jobs.id <> this.id) as running,
-    this.doc, this.version
-from rose.jobs as this where this.id = $1;
+-- name: waiting_facts
+-- What explains why jobs of a project wait, for a page of them. Of a queue no more than $3 are counted; $4: seconds
+-- after which a trainer that was not seen is gone. Times are seconds from now.
+with asked as (
+    select jobs.id, jobs.status, jobs.created_position, leases.kind, leases.epoch, leases.owner, leases.attempts,
+           coalesce(leases.lease_until > clock_timestamp(), false) as alive,
+           coalesce(extract(epoch from leases.lease_until - clock_timestamp())::float8, 0) as seconds_left,
+           greatest(coalesce(extract(epoch from leases.not_before - clock_timestamp())::float8, 0), 0)
+               as seconds_held_back
+    from rose.jobs left join rose.leases on leases.job_id = jobs.id
+    where jobs.id = any($2) and jobs.project = $1
+),
+queue as (
+    select created_position, row_number() over (order by created_position) - 1 as before
+    from (
+        select created_position from rose.jobs
+        where project = $1 and status = 'queued' order by created_position limit $3
+    ) as oldest
+),
+runs as (
+    select count(*) as count from rose.jobs join rose.leases on leases.job_id = jobs.id
+    where jobs.project = $1 and jobs.status = 'running' and leases.lease_until > clock_timestamp()
+),
+trainers as (
+    select coalesce(jsonb_agg(jsonb_build_object(
+        'id', id, 'kind', kind, 'host', host, 'url', url, 'capabilities', capabilities, 'pid', pid
+    ) order by started_at, id), '[]')::text as found
+    from rose.workers where kind = 'trainer' and last_seen > clock_timestamp() - make_interval(secs => $4)
+)
+select asked.id, asked.kind, asked.epoch, asked.owner, asked.alive, asked.seconds_left, asked.seconds_held_back,
+       asked.attempts, trainers.found as trainers,
+       case when asked.status = 'queued' then coalesce(queue.before, $3) else 0 end::int as queued_before,
+       (runs.count - (asked.status = 'running' and asked.alive)::int)::int as running_now
+from asked left join queue on queue.created_position = asked.created_position cross join runs cross join trainers;

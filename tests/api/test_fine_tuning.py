@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
 import openai
 import pytest
 
+from rose.leases import WaitingFacts, waiting_facts
+from rose.log.pool import Pool
 from tests.api.running import BASE, Running, Trainer
 
 pytestmark = pytest.mark.anyio
@@ -160,6 +163,30 @@ async def test_a_waiting_job_names_what_it_waits_for(api: Running, seed_file: Pa
         "the running job to finish",
         None,
     ]
+
+
+async def test_a_list_asks_once_what_its_jobs_wait_for(
+    api: Running, seed_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Sequence[str]] = []
+
+    async def counting(pool: Pool, project: str, job_ids: Sequence[str]) -> dict[str, WaitingFacts]:
+        asked.append(job_ids)
+        return await waiting_facts(pool, project, job_ids)
+
+    monkeypatch.setattr("rose.api.waiting.waiting_facts", counting)
+    jobs = [await api.job(seed_file) for _ in range(5)]
+    await api.openai.fine_tuning.jobs.cancel(jobs[2].id)
+    asked.clear()
+    listed = await api.openai.fine_tuning.jobs.list()
+    assert [job.model_extra["waiting_for"] is None for job in listed.data] == [False, False, True, False, False]  # type: ignore[index]
+    assert asked == [[job.id for job in listed.data if job.id != jobs[2].id]]
+    for job in listed.data:
+        if job.status != "cancelled":
+            await api.openai.fine_tuning.jobs.cancel(job.id)
+    asked.clear()
+    assert len((await api.openai.fine_tuning.jobs.list()).data) == 5
+    assert asked == []
 
 
 async def test_checkpoints_are_listed_newest_first(api: Running, seed_file: Path) -> None:

@@ -69,6 +69,8 @@ def needing(**needs: int | str) -> JobState:
         (QUEUED, {}, "a trainer to start it"),
         (QUEUED, {"queued_before": 1, "running_now": 1}, "1 job before it"),
         (QUEUED, {"queued_before": 2}, "2 jobs before it"),
+        (QUEUED, {"queued_before": 999}, "999 jobs before it"),
+        (QUEUED, {"queued_before": 1000}, "1000 jobs or more before it"),
         (QUEUED, {"running_now": 1}, "the running job to finish"),
         (QUEUED, {"running_now": 2}, "one of 2 running jobs"),
         (QUEUED, {"lease": lease(alive=False, held_back=4.6)}, "the next attempt, in 5 seconds"),
@@ -92,8 +94,6 @@ def needing(**needs: int | str) -> JobState:
 def test_the_reason(state: JobState, facts: dict[str, Any], reason: str | None) -> None:
     known: dict[str, Any] = {
         "job_id": state.id,
-        "doc": b"",
-        "version": 1,
         "queued_before": 0,
         "running_now": 0,
         "lease": None,

@@ -6,8 +6,19 @@ import msgspec
 import pytest
 
 from rose.domain import job_commands, jobs
+from rose.domain.projects import DEFAULT_PROJECT
 from rose.errors import Conflict
-from rose.leases import Worker, announce, candidates, each_candidate, renew, waiting_facts, withdraw, workers
+from rose.leases import (
+    WaitingFacts,
+    Worker,
+    announce,
+    candidates,
+    each_candidate,
+    renew,
+    waiting_facts,
+    withdraw,
+    workers,
+)
 from rose.log.pool import Pool
 from tests.integration.writes import claim, created_job, expire, lease_change, load_job, queued_job, steps, tell
 
@@ -85,8 +96,7 @@ async def test_not_before_delays_the_next_claim(pool: Pool) -> None:
     change = lease_change("release", lease, not_before_seconds=60)
     await tell(pool, lease.job_id, release, epoch=lease.epoch, lease=change)
     assert await ids(pool, "training") == []
-    facts = await waiting_facts(pool, lease.job_id)
-    assert facts is not None
+    facts = await facts_of(pool, lease.job_id)
     assert facts.lease is not None
     assert not facts.lease.alive
     assert 50 < facts.lease.seconds_held_back <= 60
@@ -100,8 +110,7 @@ async def test_not_before_delays_the_next_claim(pool: Pool) -> None:
 async def test_a_renewal_prolongs_a_living_lease(pool: Pool) -> None:
     lease = await claim(pool, await queued_job(pool), seconds=10)
     assert await renew(pool, lease, 100)
-    facts = await waiting_facts(pool, lease.job_id)
-    assert facts is not None
+    facts = await facts_of(pool, lease.job_id)
     assert facts.lease is not None
     assert facts.lease.alive
     assert 90 < facts.lease.seconds_left <= 100
@@ -120,6 +129,10 @@ async def test_an_expired_lease_is_not_revived(pool: Pool) -> None:
     await expire(pool, lease.job_id)
     assert not await renew(pool, lease, 100)
     assert [candidate.job_id for candidate in await candidates(pool, "training")] == [lease.job_id]
+
+
+async def facts_of(pool: Pool, job_id: str) -> WaitingFacts:
+    return (await waiting_facts(pool, DEFAULT_PROJECT, [job_id]))[job_id]
 
 
 def a_worker(worker_id: str, kind: str = "trainer") -> Worker:
@@ -149,18 +162,32 @@ async def test_waiting_facts_count_what_is_before_a_job(pool: Pool) -> None:
     first, second = await queued_job(pool), await queued_job(pool)
     await announce(pool, a_worker("trainer-1"))
     await announce(pool, a_worker("api-1", "api"))
-    facts = await waiting_facts(pool, second)
-    assert facts is not None
+    facts = await facts_of(pool, second)
     assert (facts.job_id, facts.queued_before, facts.running_now) == (second, 1, 1)
     assert facts.trainers == (a_worker("trainer-1"),)
-    assert msgspec.json.decode(facts.doc, type=jobs.JobState) == await load_job(pool, second)
-    assert running.job_id not in (first, second)
-    assert await waiting_facts(pool, "ftjob_unknown") is None
+    page = await waiting_facts(pool, DEFAULT_PROJECT, [running.job_id, orphan.job_id, first, second, "ftjob_unknown"])
+    assert {job_id: (one.queued_before, one.running_now) for job_id, one in page.items()} == {
+        running.job_id: (0, 0),
+        orphan.job_id: (0, 1),
+        first: (0, 1),
+        second: (1, 1),
+    }
+    assert [page[one.job_id].lease is not None and page[one.job_id].lease.alive for one in (running, orphan)] == [
+        True,
+        False,
+    ]
+    assert await waiting_facts(pool, "proj_other", [second]) == {}
+
+
+async def test_a_long_queue_is_counted_up_to_a_bound(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rose.leases.MOST_COUNTED", 2)
+    queued = [await queued_job(pool) for _ in range(4)]
+    page = await waiting_facts(pool, DEFAULT_PROJECT, queued)
+    assert [page[job_id].queued_before for job_id in queued] == [0, 1, 2, 2]
 
 
 async def test_a_job_nobody_touched_has_no_lease(pool: Pool) -> None:
-    facts = await waiting_facts(pool, await created_job(pool))
-    assert facts is not None
+    facts = await facts_of(pool, await created_job(pool))
     assert (facts.lease, facts.trainers, facts.queued_before) == (None, (), 0)
 
 
