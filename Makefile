@@ -7,7 +7,7 @@ EXTRAS ?= trainer,local
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev quickstart up test-models test test-fast lint types layers format check docs bench clean
+.PHONY: help setup setup-dev quickstart up test-models test test-clients test-fast lint types layers format check docs bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-models: setup-dev ## Fetch the tokenizers and templates of real models that
 
 test: test-models ## Run all tests: real Postgres, NATS and torch, started by the tests
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test-clients: setup-dev ## Run the test suites of OpenAI's own clients against a running ROSE (fetches them once)
+	ROSE_TEST_CLIENTS=all $(BIN)/pytest tests/clients -s
 
 test-fast: setup-dev ## Run the tests that need no service
 	$(BIN)/pytest tests/unit
