@@ -31,6 +31,7 @@ from rose.api import (
 )
 from rose.api.access import PUBLIC, check_access
 from rose.api.errors import EXCEPTION_HANDLERS
+from rose.api.options import options
 from rose.api.principal import principal_of
 from rose.api.services import Services
 from rose.api.transport import request_envelope
@@ -55,23 +56,24 @@ def create_app(services: Services) -> ASGIApp:
 def litestar_app(services: Services) -> Litestar:
     """Return the application without its envelope, to be described or wrapped."""
     origins = list(services.settings.cors_origins)
+    handlers = [
+        *health.HANDLERS,
+        *documents.HANDLERS,
+        *files.HANDLERS,
+        *content.HANDLERS,
+        *uploads.HANDLERS,
+        *preview.HANDLERS,
+        *fine_tuning.HANDLERS,
+        *graders.HANDLERS,
+        *metrics.HANDLERS,
+        *models.HANDLERS,
+        *organization.HANDLERS,
+        *permissions.HANDLERS,
+        *webhooks.HANDLERS,
+        *chat.HANDLERS,
+    ]
     return Litestar(
-        [
-            *health.HANDLERS,
-            *documents.HANDLERS,
-            *files.HANDLERS,
-            *content.HANDLERS,
-            *uploads.HANDLERS,
-            *preview.HANDLERS,
-            *fine_tuning.HANDLERS,
-            *graders.HANDLERS,
-            *metrics.HANDLERS,
-            *models.HANDLERS,
-            *organization.HANDLERS,
-            *permissions.HANDLERS,
-            *webhooks.HANDLERS,
-            *chat.HANDLERS,
-        ],
+        [options(handlers), *handlers],  # in this order: else the framework makes its own
         state=State({"services": services}),
         dependencies={
             "services": Provide(lambda: services, sync_to_thread=False, use_cache=True),

@@ -132,10 +132,7 @@ def query_page(request: AnyRequest, *, default: int, maximum: int, clamp: bool =
     text = request.query_params.get("limit")
     limit = default
     if text not in (None, ""):
-        try:
-            limit = int(text)
-        except ValueError:
-            limit = -1
+        limit = int(text[:20]) if text.isascii() and text.isdigit() else -1
         if clamp:
             limit = min(limit, maximum)
         if not 0 <= limit <= maximum:

@@ -7,7 +7,7 @@ Bodies and queries are read by hand, so that refusals name the field; here is al
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import litestar
@@ -31,6 +31,7 @@ WHOLE = Schema(type=OpenAPIType.INTEGER)
 NUMBER = Schema(type=OpenAPIType.NUMBER)
 BOOLEAN = Schema(type=OpenAPIType.BOOLEAN)
 BINARY = Schema(type=OpenAPIType.STRING)
+EVENT_STREAM = "text/event-stream"
 
 AFTER = Parameter("after", "query", schema=TEXT, description="Id of the entry to go on behind.")
 KEY = Parameter(
@@ -71,6 +72,14 @@ def closed(required: Sequence[str] = (), /, **properties: Schema) -> Schema:
     return described
 
 
+FRAME = record(
+    ("data",),
+    data=Schema(type=OpenAPIType.STRING, description="JSON, or `[DONE]` at the end."),
+    id=Schema(type=OpenAPIType.STRING, description="What `Last-Event-ID` takes, where a stream can be resumed."),
+)
+"""Before OpenAPI 3.2 the schema of an event stream describes one of its events."""
+
+
 def optional(schema: Schema) -> Schema:
     """Describe what may also be null."""
     return Schema(one_of=[schema, Schema(type=OpenAPIType.NULL)])
@@ -109,7 +118,8 @@ def _described(
 ) -> dict[str, Any]:
     """Return Litestar's options for a handler that is so; `other` is a media type beside the JSON, or instead of it."""
     content = {"application/json": body} if body else {"multipart/form-data": form} if form else {}
-    described: list[Parameter] = [*queries, KEY] if changes else list(queries)
+    described = [replace(query, allow_empty_value=True) for query in queries]  # an empty value counts as none
+    described += [KEY] if changes else []
 
     @dataclass
     class Described(Operation):
@@ -121,7 +131,7 @@ def _described(
             found = (self.responses or {}).get("200")
             if other and isinstance(found, OpenAPIResponse):
                 kept = dict(found.content or {}) if answer is not None else {}
-                found.content = {**kept, other: OpenAPIMediaType(schema=BINARY)}
+                found.content = {**kept, other: OpenAPIMediaType(schema=FRAME if other == EVENT_STREAM else BINARY)}
 
     responses = {
         status: ResponseSpec(ErrorAnswer, generate_examples=False, description=description)
