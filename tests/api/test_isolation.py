@@ -36,12 +36,13 @@ from tests.services import private_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-KINDS = ("file", "ftjob", "ftckpt", "upload", "cp")
-ID = re.compile(r"\b(file|ftjob|ftevent|ftckpt|upload|part|cp|wh|proj|key|svc_acct|req|we|webhook)_[A-Za-z0-9]{10,40}")
+KINDS = ("file", "ftjob", "ftckpt", "upload", "cp", "whe")
+ID = re.compile(r"\b(file|ftjob|ftevent|ftckpt|upload|part|cp|wh|proj|key|svc_acct|req|whe|evt)_[A-Za-z0-9]{10,40}")
 MOMENT = re.compile(r"\b1[6-9]\d{8}\b")
 STAMP = re.compile(r"-ft-\d{8}_\d{6}(-\d+)?")
 FOLDER = re.compile(r"/tmp/[^\"\\]+?/blobs")
 PORT = re.compile(r"127\.0\.0\.1:\d+")
+SECRET = re.compile(r"whsec_[A-Za-z0-9+/=…]+")
 TAG = re.compile(r'"sha256":"[0-9a-f]{64}"')
 
 
@@ -58,9 +59,16 @@ PATHS = {
         ("GET", "/fine_tuning/jobs/{}/metrics"),
         ("GET", "/fine_tuning/jobs?after={}"),
     ),
+    "whe": (
+        ("GET", "/webhook_endpoints/{}"),
+        ("POST", "/webhook_endpoints/{}/rotate_secret"),
+        ("POST", "/webhook_endpoints/{}/test"),
+        ("DELETE", "/webhook_endpoints/{}"),
+    ),
     "upload": (("POST", "/uploads/{}/cancel"), ("POST", "/uploads/{}/parts"), ("POST", "/uploads/{}/complete")),
 }
-LISTS = {"file": "/files", "ftjob": "/fine_tuning/jobs", "upload": "/models"}
+LISTS = {"file": "/files", "ftjob": "/fine_tuning/jobs", "upload": "/models", "whe": "/webhook_endpoints"}
+HOOK = {"name": "same", "url": "http://127.0.0.1:9/hook", "event_types": ["fine_tuning.job.succeeded"]}
 
 
 class Installation:
@@ -82,7 +90,13 @@ class Installation:
 
     async def _serve(self) -> None:
         with private_folder() as folder:
-            given = load({"ROSE_CONFIG": "/nonexistent"}, data_dir=str(folder), port=free_port(), min_free_bytes=0)
+            given = load(
+                {"ROSE_CONFIG": "/nonexistent"},
+                data_dir=str(folder),
+                port=free_port(),
+                min_free_bytes=0,
+                webhook_private_targets=True,
+            )
             await migrate(self._dsn)
             pool = await open_pool(self._dsn)
             async with serving(given, pool) as running:
@@ -156,7 +170,7 @@ class World:
             return self.names[found[0]]
 
         text = FOLDER.sub("FOLDER", PORT.sub("HOST", answer["body"]))
-        text = STAMP.sub("-ft-STAMP", TAG.sub('"sha256":""', text))
+        text = STAMP.sub("-ft-STAMP", SECRET.sub("SECRET", TAG.sub('"sha256":""', text)))
         return {**answer, "body": MOMENT.sub("T", ID.sub(named, text))}
 
 
@@ -172,6 +186,7 @@ class Neighbours(RuleBasedStateMachine):
         self.bs: dict[str, list[str]] = {kind: [] for kind in (*KINDS, "model", "ftevent")}
         self.b_uploads(None, "b.jsonl")
         self.b_begins_an_upload()
+        self.b_has_a_webhook()
         for succeeds in (True, False):
             self.train_as_b(self.bs["file"][0], succeeds=succeeds)
         self.a_tries_everything_with_what_is_bs()
@@ -243,7 +258,18 @@ class Neighbours(RuleBasedStateMachine):
         if made.status_code == 200:
             self.bs["upload"].append(made.json()["id"])
 
+    @rule()
+    def b_has_a_webhook(self) -> None:
+        made = self.b.post("/webhook_endpoints", json=HOOK)
+        if made.status_code == 200:
+            self.bs["whe"].append(made.json()["id"])
+
     # --- what A does, in both
+
+    @rule()
+    def a_has_a_webhook(self) -> None:
+        self.note(self.both("POST", lambda _: "/webhook_endpoints", json=HOOK), "whe")
+        self.both("GET", lambda _: "/webhook_endpoints")
 
     @rule(key=st.sampled_from((None, "same-key")), name=st.sampled_from(("a.jsonl", "b.jsonl", "c.txt")))
     def a_uploads(self, key: str | None, name: str) -> None:
