@@ -1,7 +1,8 @@
 """Runs the source of a python grader in a child process that is shut off: see docs/graders.md for what it cannot do.
 
-Linux only: namespaces (no network, no other process, an almost empty read-only root), a seccomp list of allowed system
-calls, no rights, limits of memory, time and output. Where the machine refuses a part of that, nothing runs.
+Linux only: a seccomp list of allowed system calls, which has no network, processes, signals or writing; namespaces with
+an almost empty read-only root, or where they are refused Landlock in their place; no rights; limits of memory, time and
+output. Where the machine refuses a part of that, nothing runs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ MEMORY_BYTES = 1 << 30
 MAX_RESULT_BYTES = 64 << 10
 START_SECONDS = 60.0
 """Longest wait for the sandbox itself, on a busy machine."""
+WAYS = ("namespaces", "landlock")
+"""How the files of the machine are kept out of reach; the first that the machine allows is taken."""
 _STAGE = Path(__file__).with_name("stage.py")
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _SYSTEM_FOLDERS = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
@@ -107,8 +111,10 @@ class Run:
         *,
         seconds: float = SECONDS,
         memory_bytes: int = MEMORY_BYTES,
+        ways: Sequence[str] = WAYS,
     ) -> None:
         """With `sample` None the source is only loaded, and its function looked for."""
+        self._ways = ways
         self._asked = {"source": source, "sample": sample, "item": item}
         self._seconds = seconds
         self._memory_bytes = memory_bytes
@@ -172,6 +178,7 @@ class Run:
         return {
             **self._asked,
             "parent": os.getpid(),
+            "ways": list(self._ways),
             "folders": _folders(),
             "paths": _paths(),
             "pivot_root": _PIVOT_ROOT[machine],

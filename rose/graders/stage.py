@@ -17,6 +17,7 @@ import select
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 RESULT = 32
@@ -28,6 +29,8 @@ _NEW_NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000
 _RECURSIVE, _PRIVATE, _BIND, _DETACH = 0x4000, 0x40000, 0x1000, 2
 _READ_ONLY, _NO_SUID, _NO_DEVICES, _NO_PROGRAMS = 1, 2, 4, 8
 _MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
+_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
+_READ_FILES, _READ_FOLDERS = 4, 8
 _PR_PDEATHSIG, _PR_DUMPABLE, _PR_SECCOMP, _PR_DROP_BOUND, _PR_NO_NEW_PRIVILEGES, _PR_AMBIENT = 1, 4, 22, 24, 38, 47
 _ROOT = "/proc"
 """Where the new root is put together: a folder that every Linux has and that nothing else is needed from."""
@@ -43,6 +46,11 @@ class _MountAttributes(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "user_namespace")]
 
 
+class _LandlockRule(ctypes.Structure):
+    _pack_ = 1
+    _fields_ = [("allowed", ctypes.c_uint64), ("folder", ctypes.c_int32)]
+
+
 class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("steps", ctypes.c_char_p)]
 
@@ -55,7 +63,7 @@ def main() -> NoReturn:
         _call("prctl", _PR_PDEATHSIG, signal.SIGKILL, what="a signal when the parent ends")
         if os.getppid() != plan["parent"]:
             os._exit(1)
-        _enter_namespaces()
+        missing = _tried(_enter_namespaces) if "namespaces" in plan["ways"] else "namespaces"
         alive, held = os.pipe()
         child = os.fork()  # only a child lives in the new namespace of processes
         if child:
@@ -63,9 +71,16 @@ def main() -> NoReturn:
         os.close(held)
         _arrange_descriptors()
         out = RESULT
-        _change_root(plan["folders"], plan["pivot_root"])
-        _become_nobody()
+        folders = plan["folders"]
+        missing = missing or _tried(lambda: _change_root(folders, plan["pivot_root"]))
+        if missing is not None and "landlock" not in plan["ways"]:
+            raise Refused(missing)
+        rules = None if missing is None else _rules(folders, missing)
+        _give_up_rights(change_user=missing is None)
         _set_limits(plan)
+        if rules is not None:
+            _call("syscall", ctypes.c_long(_LANDLOCK_RESTRICT), rules, 0, what="Landlock")
+            os.close(rules)
         _call("prctl", _PR_PDEATHSIG, signal.SIGKILL, what="a signal when the parent ends")
         if select.select([alive], [], [], 0)[0]:  # the parent has ended before that was said
             os._exit(1)
@@ -79,17 +94,26 @@ def main() -> NoReturn:
     os._exit(0)
 
 
+def _tried(step: Callable[[], None]) -> str | None:
+    """Return what this machine refuses of a step, or None."""
+    try:
+        step()
+    except (Refused, OSError) as problem:
+        return str(problem)
+    return None
+
+
 def _enter_namespaces() -> None:
     """Leave the network, the processes, the mounts and the rights of this machine behind."""
     ready, go = os.pipe()
     mapper = os.fork()  # the names of users are mapped from outside
     if mapper == 0:
         os.close(go)
-        os.read(ready, 1)
-        os._exit(_map_users(os.getppid()))
+        os._exit(_map_users(os.getppid()) if os.read(ready, 1) else 1)
     os.close(ready)
     try:
         _call("unshare", _NEW_NAMESPACES, what="namespaces of an ordinary user (user_namespaces(7))")
+        os.write(go, b"+")
     finally:
         os.close(go)
         _, status = os.waitpid(mapper, 0)
@@ -180,15 +204,38 @@ def _restrict(path: str, attributes: int, flags: int) -> None:
     )
 
 
-def _become_nobody() -> None:
-    """Give up every right for good."""
-    if os.geteuid() == 0:
+def _rules(folders: list[str], missing: str) -> int:
+    """Return Landlock's rules that let nothing be opened but what lies in these folders, for reading.
+
+    That is the other way to the same end, where there can be no root of its own (containers, Ubuntu's AppArmor): the
+    filter of system calls alone then keeps the source from the network and from other processes.
+    """
+    version = libc.syscall(ctypes.c_long(_LANDLOCK_CREATE), None, ctypes.c_size_t(0), 1)
+    if version < 1:
+        raise Refused(f"{missing}; nor Landlock: {os.strerror(ctypes.get_errno())}")
+    # Version 1 knows 13 kinds of access, 2 and 3 one more each, 5 another one.
+    kinds = 13 + (version >= 2) + (version >= 3) + (version >= 5)
+    handled = ctypes.c_uint64((1 << kinds) - 1)
+    size = ctypes.c_size_t(ctypes.sizeof(handled))
+    rules = libc.syscall(ctypes.c_long(_LANDLOCK_CREATE), ctypes.byref(handled), size, 0)
+    if rules < 0:
+        raise Refused(f"{missing}; nor Landlock: {os.strerror(ctypes.get_errno())}")
+    for path in folders:
+        folder = os.open(path, os.O_PATH)
+        rule = _LandlockRule(allowed=_READ_FILES | _READ_FOLDERS, folder=folder)
+        _call("syscall", ctypes.c_long(_LANDLOCK_ADD), rules, 1, ctypes.byref(rule), 0, what="Landlock")
+        os.close(folder)
+    return rules
+
+
+def _give_up_rights(*, change_user: bool) -> None:
+    """Give up every right for good. Without a root of its own, another user could perhaps not read Python's folders."""
+    for capability in range(64):
+        libc.prctl(_PR_DROP_BOUND, capability, 0, 0, 0)  # those beyond the kernel's last one do not exist
+    if change_user and os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-    else:
-        for capability in range(64):
-            libc.prctl(_PR_DROP_BOUND, capability, 0, 0, 0)  # those beyond the kernel's last one do not exist
     libc.prctl(_PR_AMBIENT, 4, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     nothing = (ctypes.c_uint32 * 6)()

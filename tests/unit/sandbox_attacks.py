@@ -6,10 +6,15 @@
 from __future__ import annotations
 
 import os
+import platform
+import socket
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from rose.graders import sandbox
 
 _REFUSED = """
 import ctypes, os, signal, socket, subprocess, sys, threading
@@ -65,6 +70,12 @@ HELD = {
     "subprocess": _attempt("subprocess.run([sys.executable, '-c', ''])"),
     "kill the parent": _attempt("os.kill(item['parent'], signal.SIGKILL)"),
     "kill all": _attempt("os.kill(-1, signal.SIGKILL)"),
+    "signal by a pipe": _attempt("__import__('fcntl').fcntl(32, 8, item['parent'])"),
+    "signal by tgkill": _attempt("call(234, item['parent'], item['parent'], 9)"),
+    "signal by pidfd": _attempt("call(434, item['parent'], 0)"),
+    "limits of the parent": _attempt("call(302, item['parent'], 0, None, ctypes.create_string_buffer(16))"),
+    "links": _attempt("os.symlink('/etc/passwd', '/tmp/link')"),
+    "change of folder": _attempt("os.chdir('/')"),
     "trace": _attempt("call(101, 16, item['parent'], 0, 0)"),
     "read another's memory": _attempt("call(310, item['parent'], 0, 0, 0, 0, 0)"),
     "session": _attempt("os.setsid()"),
@@ -98,7 +109,18 @@ def grade(sample, item):
     return float(not texts)
 """,
 }
-NUMBERS_OF_X86_64 = {"trace", "read another's memory", "namespace", "mount", "io_uring", "bpf", "keys"}
+NUMBERS_OF_X86_64 = {
+    "signal by tgkill",
+    "signal by pidfd",
+    "limits of the parent",
+    "trace",
+    "read another's memory",
+    "namespace",
+    "mount",
+    "io_uring",
+    "bpf",
+    "keys",
+}
 
 ENDED = {
     "endless loop": ("def grade(sample, item):\n    while True:\n        pass\n", "took more than"),
@@ -136,19 +158,12 @@ ENDED = {
 
 def item(secret: Path, port: int, parent: int) -> dict[str, Any]:
     """Return what the attacks know of the machine around the sandbox."""
-    from rose.graders import sandbox
-
     known = [*sandbox.ENVIRONMENT, "LC_CTYPE"]
     return {"secret": str(secret), "port": port, "parent": parent, "known": known}
 
 
-def failures(seconds: float = 1.0, only: tuple[str, ...] = ()) -> list[str]:
+def failures(seconds: float = 1.0, only: tuple[str, ...] = (), ways: Sequence[str] = sandbox.WAYS) -> list[str]:
     """Run the attacks and return those that got further than they may, with what happened."""
-    import platform
-    import socket
-
-    from rose.graders import sandbox
-
     found: list[str] = []
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as listener:
         secret = Path(folder) / "secret"
@@ -158,7 +173,7 @@ def failures(seconds: float = 1.0, only: tuple[str, ...] = ()) -> list[str]:
             if (only and name not in only) or (name in NUMBERS_OF_X86_64 and platform.machine() != "x86_64"):
                 continue
             try:
-                reward = sandbox.Run(source, {}, given).reward()
+                reward = sandbox.Run(source, {}, given, ways=ways).reward()
             except sandbox.SourceFailed as problem:
                 found.append(f"{name}: {problem}")
             else:
@@ -168,8 +183,8 @@ def failures(seconds: float = 1.0, only: tuple[str, ...] = ()) -> list[str]:
             if only and name not in only:
                 continue
             try:
-                reward = sandbox.Run(source, {}, given, seconds=seconds, memory_bytes=1 << 28).reward()
-                found.append(f"{name}: {reward}")
+                run = sandbox.Run(source, {}, given, seconds=seconds, memory_bytes=1 << 28, ways=ways)
+                found.append(f"{name}: {run.reward()}")
             except sandbox.SourceFailed as problem:
                 if words not in str(problem) or len(str(problem)) > 5000:
                     found.append(f"{name}: {problem}")
@@ -177,6 +192,6 @@ def failures(seconds: float = 1.0, only: tuple[str, ...] = ()) -> list[str]:
 
 
 if __name__ == "__main__":
-    problems = failures(only=tuple(sys.argv[1:]))
+    problems = failures(ways=sys.argv[1:] or sandbox.WAYS)
     sys.stdout.write("\n".join(problems) + "\n")
     sys.exit(bool(problems))
