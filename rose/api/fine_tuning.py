@@ -33,6 +33,7 @@ from rose.log.read import end_of_stream
 MAX_JOBS_LISTED = 100
 MAX_EVENTS_LISTED = 1000
 MAX_CHECKPOINTS_LISTED = 100
+YES, NO = ("true", "True", "1"), ("false", "False", "0")
 
 
 @post("/v1/fine_tuning/jobs", answer=wire.Job, body=CREATE_BODY)
@@ -115,7 +116,7 @@ async def resume_job(
     queries=(
         limit(20, MAX_EVENTS_LISTED),
         AFTER,
-        choice("stream", ("true", "false"), "Server-sent events, oldest first, until the job ends."),
+        choice("stream", (*YES, *NO), "Server-sent events, oldest first, until the job ends."),
     ),
 )
 async def list_events(
@@ -173,11 +174,11 @@ async def _stream_events(request: AnyRequest, services: Services, state: JobStat
 
 
 def _wants_stream(request: AnyRequest) -> bool:
-    asked_for = request.query_params.get("stream", "").lower()
-    if asked_for not in ("", "true", "1", "false", "0"):
+    asked_for = request.query_params.get("stream", "")
+    if asked_for not in ("", *YES, *NO):
         raise InvalidRequest("stream must be true or false.", code="invalid_value", param="stream")
     if asked_for:
-        return asked_for in ("true", "1")
+        return asked_for in YES
     return "text/event-stream" in request.headers.get("accept", "")
 
 
