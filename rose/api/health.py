@@ -7,6 +7,7 @@ from importlib.metadata import version
 import anyio
 import msgspec
 from litestar import Response
+from litestar.openapi.datastructures import ResponseSpec
 
 from projections.positions import list_projections
 from rose import leases
@@ -75,7 +76,10 @@ async def health() -> Health:
     return Health(status="ok")
 
 
-@get("/ready", opt={PUBLIC: True})
+NOT_READY = ResponseSpec(Readiness, generate_examples=False, description="Requests cannot be served.")
+
+
+@get("/ready", opt={PUBLIC: True}, responses={503: NOT_READY})
 async def ready(services: TheServices) -> Response[Readiness]:
     """Say whether requests can be served: 200, also when degraded, else 503."""
     postgres, migrations, nats = "away", "unknown", "unknown"
