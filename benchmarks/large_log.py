@@ -29,6 +29,7 @@ VIEWS = {
     "metrics": "version, job_id, step, doc, position",
     "checkpoints": "version, id, job_id, step, doc, position",
 }
+LEASES = "job_id, kind, epoch, owner, lease_until, not_before, attempts"
 EVENTS = "stream_id, version, type, schema, data, metadata, epoch, recorded_at"
 PLACES = ("position", "created_position")
 ADVANCE = "update rose.log_head set position = $1"
@@ -37,7 +38,6 @@ insert into rose.streams (stream_id, version, project_id)
 select stream_id, max(version), 'default' from rose.events group by 1 on conflict (stream_id) do nothing
 """
 FOLLOWED = "update rose.projections set position = (select position from rose.log_head)"
-
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +74,10 @@ async def template(connection: AnyConnection, first: int, last: int, own: Iterab
         streams = "select substr(stream_id, $3) from rose.events where position between $1 and $2"
         query = f"select {columns} from rose.{table} where id in ({streams} and starts_with(stream_id, $4))"
         rows[table] = await read(query, first, last, len(prefix) + 1, prefix)
+    leased = (
+        "select substr(stream_id, 5) from rose.events where position between $1 and $2 and starts_with(stream_id, $3)"
+    )
+    rows["leases"] = await read(f"select {LEASES} from rose.leases where job_id in ({leased})", first, last, "job/")
     for table, columns in VIEWS.items():
         rows[table] = await read(f"select {columns} from rose.{table} {between}", first, last)
     return Template(rows=rows)

@@ -13,26 +13,24 @@ from rose.log.pool import Pool, fetch, fetch_row
 
 Order = Literal["asc", "desc"]
 
-# $1: id to start behind, also of a deleted file; an unknown one gives no row. $2: purpose. $3: now, Unix seconds.
-# $5: project.
-LIST_NEWEST_FIRST = """
+# $1: project. $2: id to start behind, also of a deleted file; an unknown one gives no row. $3: now, Unix seconds.
+# $5: purpose.
+LIST = """
 select doc from rose.files
-where project = $5 and not deleted
+where project = $1 and not deleted
   and coalesce((doc ->> 'expires_at')::bigint > $3, true)
-  and ($1::text is null or created_position < (select created_position from rose.files where id = $1 and project = $5))
-  and ($2::text is null or purpose = $2)
-order by created_position desc
+  and created_position {beyond} case when $2::text is null then {start}
+                                else (select created_position from rose.files where id = $2 and project = $1) end
+  {chosen}
+order by created_position {direction}
 limit $4
 """
-LIST_OLDEST_FIRST = """
-select doc from rose.files
-where project = $5 and not deleted
-  and coalesce((doc ->> 'expires_at')::bigint > $3, true)
-  and ($1::text is null or created_position > (select created_position from rose.files where id = $1 and project = $5))
-  and ($2::text is null or purpose = $2)
-order by created_position
-limit $4
-"""
+ORDERS: dict[Order, dict[str, str]] = {
+    "desc": {"beyond": "<", "start": "9223372036854775807", "direction": "desc"},
+    "asc": {"beyond": ">", "start": "0", "direction": "asc"},
+}
+LIST_ALL = {order: LIST.format(chosen="", **words) for order, words in ORDERS.items()}
+LIST_OF_PURPOSE = {order: LIST.format(chosen="and purpose = $5", **words) for order, words in ORDERS.items()}
 FIND = "select doc from rose.files where id = $1"
 
 
@@ -67,6 +65,8 @@ async def page(
     order: Order = "desc",
 ) -> Page[FileState]:
     """Return up to `limit` usable files of the project behind the file `after` in `order` of their making."""
-    query = LIST_NEWEST_FIRST if order == "desc" else LIST_OLDEST_FIRST
-    rows = await fetch(pool, query, after, purpose, now, limit + 1, project)
+    if purpose is None:
+        rows = await fetch(pool, LIST_ALL[order], project, after, now, limit + 1)
+    else:
+        rows = await fetch(pool, LIST_OF_PURPOSE[order], project, after, now, limit + 1, purpose)
     return Page.cut([msgspec.json.decode(found["doc"], type=FileState) for found in rows], limit)

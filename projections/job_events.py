@@ -15,6 +15,8 @@ from rose.domain.catalogue import decode
 from rose.domain.messages import JobMessage, event_id, job_messages
 from rose.log.pool import Pool, fetch
 
+FIRST_BATCH = 16
+"""Log events that are read at first: those of a run hold a second's steps each, so a page seldom needs more."""
 BATCH = 200
 BEFORE = """
 select position, type, schema, data, recorded_at from rose.events
@@ -39,8 +41,10 @@ async def newest_first(
     position, index = after or (NEWEST, 0)
     cursor = event_id(position, index) if after else None
     found: list[DatedMessage] = []
+    size = FIRST_BATCH
     while len(found) <= limit:
-        batch = min(BATCH, limit + 1 - len(found))
+        batch = min(size, limit + 1 - len(found))
+        size = min(4 * size, BATCH)
         rows = await fetch(pool, BEFORE, f"job/{job_id}", position, batch)
         for row in rows:
             event = decode(row["type"], row["schema"], row["data"])

@@ -11,18 +11,19 @@ from rose.domain.jobs import JobState
 from rose.log.append import EntityRow
 from rose.log.pool import Pool, Record, fetch, fetch_row
 
-# Newest first. $1: id to start behind; an unknown one gives no row. $2: metadata that a job must have.
-# $3: only jobs without metadata. $5: project.
+# Newest first. $1: project. $2: id to start behind; an unknown one gives no row. $4: metadata that a job must have.
 LIST = """
 select doc from rose.jobs
-where project = $5
-  and ($1::text is null
-       or created_position < (select created_position from rose.jobs where id = $1 and project = $5))
-  and ($2::jsonb is null or doc -> 'metadata' @> $2::jsonb)
-  and (not $3 or coalesce(doc -> 'metadata', 'null') = 'null')
+where project = $1
+  and created_position < case when $2::text is null then 9223372036854775807
+                         else (select created_position from rose.jobs where id = $2 and project = $1) end
+  {chosen}
 order by created_position desc
-limit $4
+limit $3
 """
+LIST_ALL = LIST.format(chosen="")
+LIST_WITH_METADATA = LIST.format(chosen="and metadata @> $4::jsonb")
+LIST_WITHOUT_METADATA = LIST.format(chosen="and metadata is null")
 UNFINISHED = """
 select doc from rose.jobs where status in ('validating_files', 'queued', 'running', 'paused') order by created_position
 """
@@ -75,8 +76,14 @@ async def newest_first(
 
     `metadata`: every pair must be there, exactly. `without_metadata`: only jobs that have none.
     """
-    wanted = msgspec.json.encode(metadata).decode() if metadata else None
-    rows = await fetch(pool, LIST, after, wanted, without_metadata, limit + 1, project)
+    if metadata and without_metadata:
+        return Page(entries=[], has_more=False)
+    if metadata:
+        wanted = msgspec.json.encode(metadata).decode()
+        rows = await fetch(pool, LIST_WITH_METADATA, project, after, limit + 1, wanted)
+    else:
+        query = LIST_WITHOUT_METADATA if without_metadata else LIST_ALL
+        rows = await fetch(pool, query, project, after, limit + 1)
     return Page.cut([msgspec.json.decode(found["doc"], type=JobState) for found in rows], limit)
 
 

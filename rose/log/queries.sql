@@ -73,30 +73,38 @@ returning job_id;
 with runs as (
     select jobs.project, count(*)::int as count from rose.jobs join rose.leases on leases.job_id = jobs.id
     where jobs.status = 'running' and leases.lease_until > clock_timestamp() group by 1
+),
+chosen as (
+    select jobs.id, jobs.created_position, coalesce(runs.count, 0) as runs
+    from rose.jobs left join rose.leases on leases.job_id = jobs.id left join runs on runs.project = jobs.project
+    where jobs.status in ('queued', 'running')
+      and (leases.lease_until is null or leases.lease_until <= clock_timestamp())
+      and (leases.not_before is null or leases.not_before <= clock_timestamp())
+      and (coalesce(runs.count, 0), jobs.created_position) > ($2::int, $3::bigint)
+    order by runs, jobs.created_position limit $1
 )
-select jobs.id, jobs.doc, jobs.version, jobs.created_position, coalesce(runs.count, 0) as runs,
+select jobs.id, jobs.doc, jobs.version, chosen.created_position, chosen.runs,
        coalesce(jobs.doc -> 'run', 'null') <> 'null' as expired
-from rose.jobs left join rose.leases on leases.job_id = jobs.id left join runs on runs.project = jobs.project
-where jobs.status in ('queued', 'running')
-  and (leases.lease_until is null or leases.lease_until <= clock_timestamp())
-  and (leases.not_before is null or leases.not_before <= clock_timestamp())
-  and (coalesce(runs.count, 0), jobs.created_position) > ($2::int, $3::bigint)
-order by runs, jobs.created_position limit $1;
+from chosen join rose.jobs on jobs.id = chosen.id order by chosen.runs, chosen.created_position;
 
 -- name: validation_candidates
 -- Jobs whose files nobody validates, in the same order.
 with runs as (
     select jobs.project, count(*)::int as count from rose.jobs join rose.leases on leases.job_id = jobs.id
     where jobs.status = 'validating_files' and leases.lease_until > clock_timestamp() group by 1
+),
+chosen as (
+    select jobs.id, jobs.created_position, coalesce(runs.count, 0) as runs
+    from rose.jobs left join rose.leases on leases.job_id = jobs.id left join runs on runs.project = jobs.project
+    where jobs.status = 'validating_files'
+      and (leases.lease_until is null or leases.lease_until <= clock_timestamp())
+      and (leases.not_before is null or leases.not_before <= clock_timestamp())
+      and (coalesce(runs.count, 0), jobs.created_position) > ($2::int, $3::bigint)
+    order by runs, jobs.created_position limit $1
 )
-select jobs.id, jobs.doc, jobs.version, jobs.created_position, coalesce(runs.count, 0) as runs,
+select jobs.id, jobs.doc, jobs.version, chosen.created_position, chosen.runs,
        coalesce(jobs.doc -> 'run', 'null') <> 'null' as expired
-from rose.jobs left join rose.leases on leases.job_id = jobs.id left join runs on runs.project = jobs.project
-where jobs.status = 'validating_files'
-  and (leases.lease_until is null or leases.lease_until <= clock_timestamp())
-  and (leases.not_before is null or leases.not_before <= clock_timestamp())
-  and (coalesce(runs.count, 0), jobs.created_position) > ($2::int, $3::bigint)
-order by runs, jobs.created_position limit $1;
+from chosen join rose.jobs on jobs.id = chosen.id order by chosen.runs, chosen.created_position;
 
 -- name: announce_worker
 -- Say that a process is there, and forget those that have been gone for a day.
