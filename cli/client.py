@@ -42,15 +42,6 @@ _BY_CODE: dict[str, type[RoseError]] = {
     "invalid_dataset": InvalidDataset,
     "invalid_training_file": InvalidDataset,
 }
-_HINT_BY_PARAM = {
-    "fine_tune_id": "`rose finetune list` shows the jobs there are.",
-    "id": "`rose files list` shows the files there are.",
-    "training_file": "`rose files list` shows the files there are.",
-    "validation_file": "`rose files list` shows the files there are.",
-    "model": "`rose models list` shows the models there are.",
-}
-"""What to do when something is not found, by the field that names it."""
-_HINT_BY_STATUS = {401: "Give the server's key with --api-key or ROSE_API_KEY."}
 MAX_STREAM_RESTARTS = 60
 RESULTS = "fine-tune-results"
 """Purpose of the files that jobs make."""
@@ -368,5 +359,5 @@ def _stated(error: dict[str, Any], status: int) -> RoseError:
     code = error.get("code")
     kind = _BY_CODE.get(code or "") or _BY_STATUS.get(status, RoseError)
     message = error.get("message") or f"The server answered {status}."
-    hint = _HINT_BY_PARAM.get(error.get("param") or "") if status == 404 else _HINT_BY_STATUS.get(status)
-    return kind(message, code=code, param=error.get("param"), hint=hint)
+    hint = error.get("hint")
+    return kind(message.removesuffix(hint or "").rstrip(), code=code, param=error.get("param"), hint=hint)

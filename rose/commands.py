@@ -19,6 +19,7 @@ from rose.domain.hyperparameters import LoraSettings
 from rose.errors import Conflict, InvalidState, NotFound, StaleEpoch
 from rose.log import read
 from rose.log.append import Actor, EntityRow, KeyReused, LeaseChange, ModelNameTaken, StreamWrite, append
+from rose.missing import missing_file, missing_job
 
 if TYPE_CHECKING:
     from rose.log.pool import Pool
@@ -171,7 +172,7 @@ class Commands:
         async def load() -> tuple[files.FileState, int]:
             found = await read.load_row(self._pool, "files", file_id)
             if found is None:
-                raise NotFound(f"No such File object: {file_id}", param="id")
+                raise missing_file(file_id)
             return msgspec.json.decode(found[0], type=files.FileState), found[1]
 
         def write(state: files.FileState, version: int) -> tuple[files.FileState, list[StreamWrite]]:
@@ -213,7 +214,7 @@ class Commands:
     async def _load_job(self, job_id: str) -> tuple[jobs.JobState, int]:
         found = await read.load_row(self._pool, "jobs", job_id)
         if found is None:
-            raise NotFound(f"Could not find fine tune: {job_id}", code="fine_tune_not_found", param="fine_tune_id")
+            raise missing_job(job_id)
         return msgspec.json.decode(found[0], type=jobs.JobState), found[1]
 
     async def _loop(

@@ -38,12 +38,14 @@ RETRY_AFTER_SECONDS = 2
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What went wrong; all four keys are always there."""
+    """What went wrong; all keys are always there."""
 
     message: str
     type: str
     param: str | None
     code: str | None
+    hint: str | None
+    """ROSE: what helps, alone; `message` ends with it, too."""
 
 
 class ErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +68,7 @@ def path_of(request: AnyRequest) -> str:
 
 def error_json(error: RoseError) -> bytes:
     """Return the JSON body for `error`; also what a stream sends when it breaks in the middle."""
-    body = ErrorBody(message=str(error), type=error.kind, param=error.param, code=error.code)
+    body = ErrorBody(message=str(error), type=error.kind, param=error.param, code=error.code, hint=error.hint)
     return msgspec.json.encode(ErrorAnswer(error=body))
 
 

@@ -32,8 +32,9 @@ from rose.api.routes import AFTER, BINARY, TEXT, choice, delete, get, limit, pos
 from rose.api.services import Services, TheServices
 from rose.blobs import TemporaryBlob
 from rose.domain.files import AddFile, FileState
-from rose.errors import InvalidRequest, NotFound, TooLarge
+from rose.errors import InvalidRequest, TooLarge
 from rose.ids import new_id
+from rose.missing import missing_file
 
 MAX_LISTED = 10_000
 UPLOAD_FORM = record(
@@ -182,9 +183,7 @@ async def usable(services: Services, project: str, file_id: str) -> FileState:
     check_values({"id": file_id})
     state = await files_view.get(services.pool, project, file_id, now=int(time.time()))
     if state is None:
-        error = NotFound(f"No such File object: {file_id}", param="id")
-        error.code = None
-        raise error
+        raise missing_file(file_id)
     return state
 
 

@@ -27,8 +27,9 @@ from rose.api.waiting import waiting_for
 from rose.domain.job_commands import CancelJob, PauseJob, ResumeJob
 from rose.domain.jobs import JobState
 from rose.domain.messages import parse_event_id
-from rose.errors import InvalidRequest, NoSpace, NotFound
+from rose.errors import InvalidRequest, NoSpace
 from rose.log.read import end_of_stream
+from rose.missing import missing_job
 
 MAX_JOBS_LISTED = 100
 MAX_EVENTS_LISTED = 1000
@@ -206,7 +207,7 @@ async def _existing(services: Services, project: str, job_id: str) -> JobState:
     check_values({"fine_tune_id": job_id})
     state = await jobs_view.get(services.pool, project, job_id)
     if state is None:
-        raise NotFound(f"Could not find fine tune: {job_id}", code="fine_tune_not_found", param="fine_tune_id")
+        raise missing_job(job_id)
     return state
 
 

@@ -16,7 +16,8 @@ from rose.api.errors import AnyRequest
 from rose.api.principal import ThePrincipal
 from rose.api.routes import get, text
 from rose.api.services import TheServices
-from rose.errors import InvalidRequest, NotFound
+from rose.errors import InvalidRequest
+from rose.missing import missing_job
 
 MAX_STEPS = 10_000
 """Most steps of one answer."""
@@ -84,7 +85,7 @@ async def job_metrics(
         )
     check_values({"fine_tune_id": job_id})
     if await jobs_view.get(services.pool, principal.project, job_id) is None:
-        raise NotFound(f"Could not find fine tune: {job_id}", code="fine_tune_not_found", param="fine_tune_id")
+        raise missing_job(job_id)
     if points is None:
         count = MAX_STEPS if limit is None else limit
         found = await metrics_view.page(services.pool, job_id, names, after_step=after, limit=count)

@@ -28,6 +28,7 @@ from rose.api.principal import ThePrincipal
 from rose.api.routes import delete, get
 from rose.api.services import Services, TheServices
 from rose.errors import InvalidRequest, NotFound
+from rose.missing import missing_model
 
 TAR_BLOCK = 512
 TAR_END = bytes(2 * TAR_BLOCK)
@@ -67,7 +68,7 @@ async def get_model(services: TheServices, principal: ThePrincipal, model: FromP
     if name in known or name in known.values():
         source = known.get(name, name)
         return wire.base_model(name, source, imported_bases(services).get(source))
-    raise _missing(name)
+    raise missing_model(name)
 
 
 @delete("/v1/models/{model:path}", answer=wire.Deleted)
@@ -93,7 +94,7 @@ async def download_model(services: TheServices, principal: ThePrincipal, model: 
     name = _name(model)
     tuned = await find_tuned(services, principal.project, name)
     if tuned is None or tuned.project != principal.project:
-        raise _missing(name)
+        raise missing_model(name)
     folder = services.blobs.path(tuned.artifact.path)
     await anyio.to_thread.run_sync(services.blobs.verify, tuned.artifact)
     files = await anyio.to_thread.run_sync(_files, folder)
@@ -169,10 +170,6 @@ def _name(parameter: str) -> str:
     return name
 
 
-def _missing(name: str) -> NotFound:
-    return NotFound(f"The model '{name}' does not exist", code="model_not_found", param="model")
-
-
 async def _undeletable(services: Services, project: str, name: str) -> InvalidRequest | NotFound:
     known = known_bases(services)
     if name in known or name in known.values():
@@ -189,7 +186,7 @@ async def _undeletable(services: Services, project: str, name: str) -> InvalidRe
         return InvalidRequest(
             f"{name} is a checkpoint; it goes when its model is deleted.", code="checkpoint", param="model"
         )
-    return _missing(name)
+    return missing_model(name)
 
 
 HANDLERS = (list_models, get_model, delete_model, download_model)

@@ -20,8 +20,9 @@ from rose.api.principal import NEEDS, Principal, ThePrincipal
 from rose.api.routes import AFTER, TEXT, choice, delete, get, limit, listing, post, record, text
 from rose.api.services import Services, TheServices
 from rose.domain.permissions import GrantPermission, PermissionState, missing
-from rose.errors import InvalidRequest, NotFound
+from rose.errors import InvalidRequest
 from rose.ids import new_id
+from rose.missing import missing_model
 from rose.permissions import Permissions
 
 MAX_LISTED = 100
@@ -126,7 +127,7 @@ async def _require_model(services: Services, principal: Principal, model: str) -
     check_values({"model": model})
     tuned = await find_tuned(services, principal.project, model)
     if tuned is None or tuned.project != principal.project:
-        raise NotFound(f"The model '{model}' does not exist", code="model_not_found", param="model")
+        raise missing_model(model)
 
 
 def _grantees(body: dict[str, Any]) -> list[str]:

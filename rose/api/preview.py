@@ -22,7 +22,8 @@ from rose.api.principal import NEEDS, ThePrincipal
 from rose.api.routes import TEXT, WHOLE, optional, post, record
 from rose.api.services import Services, TheServices
 from rose.domain.training_data import MAX_LINE_BYTES, ChatExample, has_thought, read_examples
-from rose.errors import InvalidRequest, NotFound
+from rose.errors import InvalidRequest
+from rose.missing import missing_file
 
 MAX_COUNT = 50
 THINKING = ("auto", "on", "off")
@@ -46,7 +47,7 @@ async def preview_file(
     check_values({"id": file_id})
     state = await files_view.get(services.pool, principal.project, file_id, now=int(time.time()))
     if state is None or state.artifact is None:
-        raise NotFound(f"No such File object: {file_id}", param="id")
+        raise missing_file(file_id)
     path = services.blobs.path(state.artifact.path)
     lines, thinking = await anyio.to_thread.run_sync(_from_file, path, asked)
     return await _shown(services, principal.project, asked, lines, thinking)

@@ -7,7 +7,8 @@ from typing import assert_never
 import msgspec
 
 from rose.domain.artifacts import Artifact
-from rose.errors import InvalidState, NotFound
+from rose.errors import InvalidState
+from rose.missing import missing_file
 
 
 class AddFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +93,7 @@ def decide(command: Command, state: FileState) -> tuple[Event, ...]:
             )
         case DeleteFile():
             if not state.id or state.deleted_at is not None:
-                raise NotFound(f"No such File object: {state.id}", code=None, param="id")
+                raise missing_file(state.id)
             return (FileDeleted(at=command.at),)
         case _:
             assert_never(command)

@@ -9,7 +9,8 @@ import msgspec
 from rose.domain.artifacts import Artifact
 from rose.domain.hyperparameters import LoraSettings
 from rose.domain.job_values import BaseModel
-from rose.errors import InvalidState, NotFound
+from rose.errors import InvalidState
+from rose.missing import missing_model
 
 
 class RegisterModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +104,7 @@ def decide(command: Command, state: ModelState) -> tuple[Event, ...]:
             )
         case DeleteModel():
             if not state.job_id or state.deleted_at is not None:
-                raise NotFound(f"The model '{state.name}' does not exist", code="model_not_found", param="model")
+                raise missing_model(state.name)
             return (ModelDeleted(at=command.at),)
         case _:
             assert_never(command)

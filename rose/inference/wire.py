@@ -35,7 +35,15 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
 def error_body(error: RoseError) -> dict[str, Any]:
     """Return `error` as OpenAI's clients expect it."""
-    return {"error": {"message": str(error), "type": error.kind, "param": error.param, "code": error.code}}
+    return {
+        "error": {
+            "message": str(error),
+            "type": error.kind,
+            "param": error.param,
+            "code": error.code,
+            "hint": error.hint,
+        }
+    }
 
 
 def frame(body: Any) -> bytes:

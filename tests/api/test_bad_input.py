@@ -27,7 +27,7 @@ def assert_error(answer: httpx2.Response, status: int, param: str | None, code: 
     assert answer.headers["content-type"].startswith("application/json")
     assert answer.headers["x-request-id"]
     error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "hint"}
     assert error["param"] == param, error
     assert code is None or error["code"] == code, error
     return error
@@ -253,7 +253,7 @@ async def test_addresses_and_parameters(
     answer = await shared_api.http.request(method, path)
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "hint"}
     if code:
         assert error["code"] == code
 

@@ -202,7 +202,7 @@ async def test_broken_multipart_is_refused(api: Running, body: bytes, param: str
     answer = await api.http.post("/v1/files", content=body, headers=headers)
     assert answer.status_code == 400
     error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "hint"}
     assert error["param"] == param
     assert "Error(" not in error["message"]
 

@@ -231,7 +231,7 @@ async def test_a_busy_engine_says_when_to_ask_again(
         answer = await plain.post(f"{url}/v1/chat/completions", json=body(world.target()))
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) > 0
-    assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
+    assert answer.json()["error"].keys() == {"message", "type", "param", "code", "hint"}
 
 
 async def test_every_other_request_has_an_error_in_openais_shape(url: str) -> None:
