@@ -25,6 +25,8 @@ MODELS = ("ft:gpt-4o-mini:acemeco:suffix:abc123",)
 ALIASES = ("gpt-4o-mini", "gpt-6-astra")
 """Models of the suites that ROSE's own aliases lead to a base."""
 CONTENT = b"Example data"
+LARGE = 1000
+"""Bytes of an upload that any of the suites' parts fits into."""
 HOOK = "/hook"
 """Where test events arrive here; the suites' `https://` is no address."""
 EVENT_TYPE = "fine_tuning.job.succeeded"
@@ -152,7 +154,7 @@ async def _tuned(self: Placeholders, found: re.Match[str], body: bytes) -> tuple
 
 
 async def _part(self: Placeholders, found: re.Match[str], body: bytes) -> tuple[str, bytes]:
-    return f"/v1/uploads/{await self.upload()}{found[1]}", body
+    return f"/v1/uploads/{await self.upload(LARGE)}{found[1]}", body
 
 
 async def _complete(self: Placeholders, _: re.Match[str], body: bytes) -> tuple[str, bytes]:
@@ -191,8 +193,8 @@ RULES: tuple[tuple[str, str, Prepare], ...] = (
     ("POST", r"/v1/fine_tuning/jobs", _create_job),
     ("GET", rf"/v1/fine_tuning/jobs/{JOB}(|/events|/checkpoints)", _job),
     ("POST", rf"/v1/fine_tuning/jobs/{JOB}(/cancel|/pause|/resume)", _job),
-    ("GET", r"/v1/files/file_id(|/content)", _file),
-    ("DELETE", r"/v1/files/file_id()", _file),
+    ("GET", r"/v1/files/(?:file_id|string)(|/content)", _file),
+    ("DELETE", r"/v1/files/(?:file_id|string)()", _file),
     ("DELETE", r"/v1/models/(" + "|".join(map(re.escape, MODELS)) + ")", _tuned),
     ("POST", rf"/v1/uploads/{UPLOAD}(/parts|/cancel)", _part),
     ("POST", rf"/v1/uploads/{UPLOAD}/complete", _complete),

@@ -43,14 +43,14 @@ class RoseUp:
         self.process: subprocess.Popen[str] | None = None
         self.lines: list[str] = []
 
-    def rose(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def rose(self, *arguments: str, seconds: float = START_SECONDS) -> subprocess.CompletedProcess[str]:
         """Run a command against this data folder."""
         return subprocess.run(
             [sys.executable, "-m", "cli.app", *arguments],
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=START_SECONDS,
+            timeout=seconds,
             check=False,
         )
 

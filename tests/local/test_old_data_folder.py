@@ -18,7 +18,7 @@ from rose.local import account
 from tests.local.rose_up import RoseUp, json, rose_up
 from tests.services import private_folder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 ARCHIVE = Path(__file__).parent / "old_data_folder" / "before_projects.tar.xz"
 PAUSED = "ftjob_oz223nydgs6icdyzrbld"
@@ -74,9 +74,9 @@ def test_the_stream_in_nats_is_made_anew_with_the_subjects_of_today(up: RoseUp) 
 
 
 def test_a_paused_job_goes_on_where_it_was(up: RoseUp) -> None:
-    assert up.rose("models", "build").returncode == 0
+    assert up.rose("models", "build", seconds=500).returncode == 0
     assert up.rose("finetune", "resume", PAUSED).returncode == 0
-    watched = up.rose("finetune", "events", PAUSED)
+    watched = up.rose("finetune", "events", PAUSED, seconds=300)
     assert "Training resumed from step 101" in watched.stdout
     assert "training begins anew" not in watched.stdout
     assert json(up.rose("finetune", "get", PAUSED, "--json").stdout)["status"] == "succeeded"
