@@ -10,7 +10,19 @@ import msgspec
 
 from benchmarks.record import RESULTS
 
-BENCHMARKS = ("append", "relay", "streams", "claim", "start", "inference", "train", "render", "quality")
+BENCHMARKS = (
+    "append",
+    "relay",
+    "streams",
+    "streams_under_training",
+    "lists",
+    "claim",
+    "start",
+    "inference",
+    "train",
+    "render",
+    "quality",
+)
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 

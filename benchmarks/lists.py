@@ -47,7 +47,8 @@ ROOT = Path(__file__).parent.parent
 LARGE = 5000
 SMALL = 50
 STEPS = 190
-ROUNDS = 40
+ROUNDS = 60
+WARM = 10
 ACTOR = Actor(kind="system", name="benchmark")
 RUN = "run_of_its_own"
 
@@ -197,25 +198,24 @@ def ask(http: httpx2.Client, address: str) -> float:
 
 def measure(small: httpx2.Client, large: httpx2.Client, played: Played) -> list[list[str]]:
     """Ask both in turns and return the table's rows."""
-    rows: list[list[str]] = []
     sides = [(http, requests(played, count)) for http, count in ((small, SMALL), (large, LARGE))]
-    for name in sides[0][1]:
-        addresses: list[str] = []
-        for http, asked in sides:
-            address = asked[name]
+    for http, asked in sides:
+        for name, address in asked.items():
             if "{after}" in address:
                 listed = http.get(address.partition("?")[0], params={"limit": 100}).json()
-                address = address.replace("{after}", listed["last_id"])
-            addresses.append(address)
-        times: list[list[float]] = [[], []]
-        for number in range(ROUNDS + 5):
-            for index, (http, _) in enumerate(sides):
-                took = ask(http, addresses[index])
-                if number >= 5:
-                    times[index].append(took)
-        few, many = (statistics.median(one) for one in times)
+                asked[name] = address.replace("{after}", listed["last_id"])
+    names = list(sides[0][1])
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
+    for number in range(WARM + ROUNDS):
+        for name in names:
+            for (http, asked), taken in zip(sides, times[name], strict=True):
+                took = ask(http, asked[name])
+                if number >= WARM:
+                    taken.append(took)
+    rows: list[list[str]] = []
+    for name in names:
+        few, many = map(statistics.median, times[name])
         rows.append([name, f"{few:.1f}", f"{many:.1f}", f"{many / few:.2f}"])
-        print(*rows[-1], flush=True)
     return rows
 
 

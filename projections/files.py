@@ -16,14 +16,17 @@ Order = Literal["asc", "desc"]
 # $1: project. $2: id to start behind, also of a deleted file; an unknown one gives no row. $3: now, Unix seconds.
 # $5: purpose.
 LIST = """
-select doc from rose.files
-where project = $1 and not deleted
-  and coalesce((doc ->> 'expires_at')::bigint > $3, true)
-  and created_position {beyond} case when $2::text is null then {start}
-                                else (select created_position from rose.files where id = $2 and project = $1) end
-  {chosen}
-order by created_position {direction}
-limit $4
+with page as (
+    select created_position from rose.files
+    where project = $1 and not deleted and coalesce(expires_at > $3, true)
+      and created_position {beyond} case when $2::text is null then {start}
+                                    else (select created_position from rose.files where id = $2 and project = $1) end
+      {chosen}
+    order by created_position {direction}
+    limit $4
+)
+select doc from page join rose.files using (created_position)
+where project = $1 and not deleted order by created_position {direction}
 """
 ORDERS: dict[Order, dict[str, str]] = {
     "desc": {"beyond": "<", "start": "9223372036854775807", "direction": "desc"},
