@@ -56,7 +56,7 @@ class Formula:
                 self._tree = ast.parse(self._source, mode="eval").body
         except SyntaxError as error:
             raise FormulaError(f"it cannot be read: {error.msg}") from None
-        except (RecursionError, MemoryError, ValueError):
+        except (RecursionError, MemoryError, SystemError, ValueError):  # the third: a flaw of Python 3.11 at depth
             raise FormulaError("it cannot be read: it is too deeply nested") from None
         self._check(self._tree, names, MAX_DEPTH)
 
