@@ -9,7 +9,7 @@ COPY projections projections
 COPY trainer trainer
 COPY cli cli
 COPY migrations migrations
-RUN pip install -c constraints.txt . \
+RUN pip install -c constraints.txt ".[graders]" \
     && useradd --create-home --uid 1000 rose \
     && install -d -o rose -g rose -m 700 /var/lib/rose
 USER rose

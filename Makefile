@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS ?= trainer,local
+EXTRAS ?= trainer,local,graders
 # Test processes side by side. More than the cores: most tests wait for a process or a lease most of the time.
 WORKERS ?= 3
 
