@@ -47,12 +47,22 @@ class Suite(NamedTuple):
     version: str
     sha256: str
     paths: tuple[str, ...]
-    """What of its tests/api_resources is about what ROSE offers."""
+    """What of its tests is about what ROSE offers."""
 
 
-_COMMON = ("test_files.py", "test_uploads.py", "uploads", "test_models.py", "fine_tuning")
+_RESOURCES = ("test_files.py", "test_uploads.py", "uploads", "test_models.py", "fine_tuning", "test_webhooks.py")
+_COMMON = tuple(f"api_resources/{name}" for name in _RESOURCES)
+_NEWEST = (
+    *_COMMON,
+    "api_resources/webhooks",
+    "lib/test_webhooks.py",
+    "lib/test_webhook_signature.py",
+    "lib/test_webhook_endpoint_with_secret.py",
+    "lib/test_uploads.py",
+    "lib/test_fine_tuning_positional_arguments.py",
+)
 SUITES = (
-    Suite("3.54.0", "2e393e63f8a38be6452806f9ef0b6534fecd6d41ab3b2165180dfce3599249cd", (*_COMMON, "test_webhooks.py")),
+    Suite("3.54.0", "2e393e63f8a38be6452806f9ef0b6534fecd6d41ab3b2165180dfce3599249cd", _NEWEST),
     Suite("2.54.0", "e3e6f8bc1ba30ddf381ace1a14340eed381cb984a1a59bd0f34b5be3b5d49cfa", _COMMON),
     Suite("1.109.1", "d173ed8dbca665892a6db099b4a2dfac624f94d20a93f46eb0b56aae940ed869", _COMMON),
 )
@@ -119,7 +129,7 @@ def _run(command: list[str], what: str) -> None:
 def run(suite: Suite, base_url: str, *, processes: int = 1) -> tuple[int, str]:
     """Run the suite against a server; return pytest's status and what it printed, with a line for each outcome."""
     here = fetch(suite)
-    targets = [f"tests/api_resources/{path}" for path in suite.paths]
+    targets = [f"tests/{path}" for path in suite.paths]
     command = [".venv/bin/python", "-m", "pytest", "-rA", *(["-n", str(processes)] if processes > 1 else []), *targets]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHONPATH"))}
     environment |= {"TEST_API_BASE_URL": base_url, "OPENAI_API_KEY": "any"}
