@@ -100,7 +100,7 @@ async def fuzz(api: Running, folder: Path, *options: str, key: str | None = None
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{api.services.settings.url}/openapi.json"),
         *("--checks", ",".join(CHECKS), "--phases", "examples,coverage,fuzzing,stateful", "--seed", "1"),
         *("--max-examples", str(EXAMPLES), "--generation-database", "none", "--continue-on-failure", "--no-shrink"),
-        *("--no-color", "--request-timeout", "60", "--suppress-health-check", "all", "--workers", "2", *options),
+        *("--no-color", "--request-timeout", "60", "--suppress-health-check", "all", *options),
     ]
     with anyio.fail_after(SECONDS):
         run = await anyio.run_process(command, check=False, cwd=folder, stderr=subprocess.STDOUT)
