@@ -57,7 +57,6 @@ class Client(asyncio.Protocol):
     def __init__(self, job_id: str, crowd: Crowd) -> None:
         self._job_id = job_id
         self._crowd = crowd
-        self._transport: asyncio.BaseTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)

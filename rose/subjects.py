@@ -119,6 +119,4 @@ def message(
         "ce-id": event_id,
         "ce-type": event.type,
     }
-    return Message(
-        subject=subject or oversize_subject(project), body=msgspec.json.encode(event), headers=headers
-    )
+    return Message(subject=subject or oversize_subject(project), body=msgspec.json.encode(event), headers=headers)
