@@ -86,6 +86,25 @@ def given(settings: Make, database_dsn_for_processes: str) -> Settings:
     return settings(database_url=database_dsn_for_processes, port=free_port())
 
 
+def test_full_collections_become_rare_and_garbage_is_still_collected() -> None:
+    program = """
+import gc, weakref
+from rose.http_server import FULL_COLLECTION_AFTER, spare_full_collections
+class Node: pass
+kept = [[] for _ in range(1000)]
+spare_full_collections()
+assert gc.isenabled() and gc.get_freeze_count() > 1000
+assert gc.get_threshold()[:2] == (700, 10) and gc.get_threshold()[2] == FULL_COLLECTION_AFTER
+node = Node(); node.itself = node; gone = weakref.ref(node); del node
+made = []
+for _ in range(20):
+    made.append([[] for _ in range(700)])
+assert gone() is None
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_a_database_it_says_how_to_get_one(settings: Make) -> None:
     status, said = refused("projections", settings())
     assert status == 7
