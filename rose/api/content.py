@@ -23,10 +23,11 @@ from litestar.openapi.spec import Parameter
 from litestar.params import FromPath
 from litestar.response import Stream
 
-from rose.api.errors import AnyRequest, ErrorAnswer, answer
+from rose.api.errors import AnyRequest, answer
 from rose.api.files import usable
 from rose.api.principal import ThePrincipal
 from rose.api.routes import TEXT, get
+from rose.api.schema import ErrorAnswer
 from rose.api.services import Services, TheServices
 from rose.blobs import BlobMismatch
 from rose.domain.artifacts import Artifact

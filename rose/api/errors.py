@@ -19,6 +19,7 @@ from litestar.exceptions import (
     SerializationException,
 )
 
+from rose.api.schema import ErrorAnswer, ErrorBody
 from rose.errors import (
     Conflict,
     InvalidRequest,
@@ -35,23 +36,6 @@ logger = logging.getLogger(__name__)
 
 AnyRequest = Request[Any, Any, Any]
 RETRY_AFTER_SECONDS = 2
-
-
-class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What went wrong; all keys are always there."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-    hint: str | None
-    """ROSE: what helps, alone; `message` ends with it, too."""
-
-
-class ErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of every answer that is not a success."""
-
-    error: ErrorBody
 
 
 class SlowRequest(InvalidRequest):
