@@ -106,20 +106,21 @@ def _run(client: Client, model: str, common: Common) -> int:
         for question, answer in _first_pairs(lesson.data):
             output.line(f"  {question} -> {answer}")
     file = client.upload(lesson.data, "fine-tune")
-    output.line(f"File uploaded: {file['id']}")
+    output.line(f"File uploaded: {file.id}")
     _headline(output, "2. Create a fine-tuning job")
-    job = client.create_job({"training_file": file["id"], "model": model, "suffix": "quickstart"})
-    output.line(f"Fine-tuning job created: {job['id']}")
+    job = client.create_job({"training_file": file.id, "model": model, "suffix": "quickstart"})
+    output.line(f"Fine-tuning job created: {job.id}")
     _headline(output, "3. Watch it train")
-    job = watch_job(client, job["id"], common)
-    if job["status"] != "succeeded":
+    job = watch_job(client, job.id, common)
+    if job.status != "succeeded":
         raise RoseError(
-            f"The job {job['id']} ended as {job['status']}.",
+            f"The job {job.id} ended as {job.status}.",
             code="quickstart_failed",
-            hint=f"What happened: rose finetune get {job['id']}; rose logs {job['id']}",
+            hint=f"What happened: rose finetune get {job.id}; rose logs {job.id}",
         )
     _headline(output, "4. Chat with base and result")
-    models = (model, job["fine_tuned_model"])
+    assert job.fine_tuned_model is not None, "a job that succeeded has a model"
+    models = (model, job.fine_tuned_model)
     for question in lesson.taught:
         _compare(client, question, models, output)
     output.line("\nAnd a question that was not in the file:" if lesson.taught else "None of this was in the file:")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from rose.domain.previews import Piece
 from rose.domain.training_data import ChatExample
 from rose.errors import InvalidDataset, InvalidRequest
 from rose.language_models.chat.answers import Answer, Answers, Chat, Frame, thinking_options
@@ -54,14 +55,6 @@ class Rendering(msgspec.Struct, frozen=True, kw_only=True):
     def label_tokens(self) -> int:
         """Those of them that are learned."""
         return sum(len(example.weights) - example.weights.count(0.0) for example in self.examples)
-
-
-class Piece(msgspec.Struct, frozen=True, kw_only=True):
-    """Neighbouring tokens of a sequence that are all learned, or all only read."""
-
-    text: str
-    tokens: int
-    learned: bool
 
 
 class Preview(NamedTuple):
