@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
-from rose.decoding import convert, type_of
+from rose.decoding import convert
 from rose.errors import InvalidRequest
 from rose.graders import formula, templates
 from rose.graders.kinds import (
@@ -25,6 +25,7 @@ from rose.graders.kinds import (
     StringCheck,
     TextSimilarity,
 )
+from rose.wording import type_of
 
 KINDS: Mapping[str, Any] = {
     "string_check": StringCheck,
