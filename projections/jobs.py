@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import msgspec
 
 from projections.paging import Page
-from rose.domain.job_values import PauseCause
 from rose.domain.jobs import JobState
 from rose.log.append import EntityRow
 from rose.log.pool import Pool, Record, fetch, fetch_row
@@ -34,7 +33,7 @@ BY_MODEL_NAME = "select doc from rose.jobs where model_name = $1 and project = $
 
 PAUSED = """
 select doc from rose.jobs
-where status = 'paused' and doc ->> 'pause_cause' = $1
+where status = 'paused' and starts_with(doc ->> 'paused_because', $1)
 order by created_position
 """
 
@@ -88,9 +87,9 @@ async def newest_first(
     return Page.cut([msgspec.json.decode(found["doc"], type=JobState) for found in rows], limit)
 
 
-async def paused(pool: Pool, cause: PauseCause) -> list[JobState]:
-    """Return the jobs that are paused for `cause`, oldest first."""
-    return [msgspec.json.decode(found["doc"], type=JobState) for found in await fetch(pool, PAUSED, cause)]
+async def paused(pool: Pool, because: str) -> list[JobState]:
+    """Return the paused jobs whose reason begins with `because`, oldest first."""
+    return [msgspec.json.decode(found["doc"], type=JobState) for found in await fetch(pool, PAUSED, because)]
 
 
 def _state(found: Record | None) -> JobState | None:

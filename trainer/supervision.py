@@ -10,7 +10,6 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from typing import Final
 
 import anyio
 import anyio.to_thread
@@ -52,7 +51,8 @@ LONGEST_RENEWAL_SECONDS = 10.0
 SECONDS_PER_BYTE = 1 / 100_000
 """Validation reports no steps: a large file gets this much more time than a phase."""
 RESULT_FILENAME = "step_metrics.csv"
-NO_SPACE: Final = "no_space"
+NO_SPACE = "no_space"
+"""Begins the reason of a pause that ends by itself when there is room again."""
 
 Outcome = Finished | Drained | Failed | ValidationPassed
 
@@ -292,7 +292,7 @@ class Supervision:
         except InvalidState as error:  # paused while the child finished: it finishes again once resumed
             await self._release(self._leave_reason, str(error))
         except NoSpace as error:
-            await self._release(NO_SPACE, str(error))
+            await self._release(NO_SPACE, f"{NO_SPACE}: {error}")
         except BlobMismatch as error:
             await self._release("crashed", str(error))
 
@@ -341,7 +341,7 @@ class Supervision:
     async def _fail(self, failed: Failed) -> None:
         message = clean(failed.message)
         if failed.code == NO_SPACE:
-            await self._release(NO_SPACE, message)
+            await self._release(NO_SPACE, f"{NO_SPACE}: {message}")
         elif failed.retryable:
             await self._release("crashed", f"{failed.code}: {message}")
         else:

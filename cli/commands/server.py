@@ -49,11 +49,8 @@ def up(
     settings = settings_module.load(host=host, port=port, data_dir=str(data_dir) if data_dir else None)
     output = Output()
 
-    def advise() -> None:
-        output.line("Next, in another terminal: rose upload training_data.jsonl")
-
     async def run() -> None:
-        await supervise.up(settings, detach=detach, on_line=output.line, on_ready=advise)
+        await supervise.up(settings, detach=detach, on_line=output.line)
 
     anyio.run(run)
 

@@ -39,7 +39,7 @@ EVENTS: dict[str, tuple[int, type[Any]]] = {
     "job.checkpoint_saved": (1, job_events.CheckpointSaved),
     "job.warned": (1, job_events.JobWarned),
     "job.run_released": (1, job_events.RunReleased),
-    "job.paused": (2, job_events.JobPaused),
+    "job.paused": (1, job_events.JobPaused),
     "job.cancelled": (1, job_events.JobCancelled),
     "job.succeeded": (1, job_events.JobSucceeded),
     "job.failed": (1, job_events.JobFailed),
@@ -69,7 +69,6 @@ UPCASTERS: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {
     ("job.created", 1): lambda data: _renamed(
         {**data, "project": DEFAULT_PROJECT}, base="base_request", hyperparameters="requested"
     ),
-    ("job.paused", 1): lambda data: _with_cause(data),
     ("file.uploaded", 1): lambda data: {**data, "project": DEFAULT_PROJECT},
     ("model.registered", 1): lambda data: {**data, "project": DEFAULT_PROJECT},
 }
@@ -113,13 +112,6 @@ def decode(name: str, schema: int, data: bytes | str | dict[str, Any]) -> Event:
             f"The log holds {name} (schema {schema}), which this version of ROSE does not know. Update ROSE."
         )
     return msgspec.convert(found, known[1])
-
-
-def _with_cause(paused: dict[str, Any]) -> dict[str, Any]:
-    """Schema 1 had the cause as the beginning of the words."""
-    reason: str = paused["reason"]
-    cause = "no_space" if reason.startswith("no_space: ") or reason == "the disk is full" else "requested"
-    return {**paused, "cause": cause, "reason": reason.removeprefix("no_space: ")}
 
 
 def _renamed(data: dict[str, Any], **names: str) -> dict[str, Any]:

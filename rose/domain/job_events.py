@@ -11,7 +11,6 @@ from rose.domain.job_values import (
     BaseModel,
     Checkpoint,
     JobError,
-    PauseCause,
     ReleaseReason,
     RunKind,
     StepMetrics,
@@ -134,9 +133,7 @@ class JobPaused(msgspec.Struct, frozen=True, kw_only=True):
     """The job is held until it is resumed."""
 
     at: int
-    cause: PauseCause
     reason: str
-    """In words."""
 
 
 class JobCancelled(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,8 +11,6 @@ from rose.domain.artifacts import Artifact
 Status = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 RunKind = Literal["validation", "training"]
 ReleaseReason = Literal["drained", "paused", "crashed", "stalled", "no_space"]
-PauseCause = Literal["requested", "no_space"]
-"""Who or what holds a job; what a full disk holds goes on by itself when there is room again."""
 
 
 class PinnedFile(msgspec.Struct, frozen=True, kw_only=True):

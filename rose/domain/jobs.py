@@ -63,7 +63,6 @@ from rose.domain.job_values import (
     BaseRequest,
     Checkpoint,
     JobError,
-    PauseCause,
     PinnedFile,
     RecoveryPoint,
     ReleaseReason,
@@ -116,9 +115,7 @@ class JobState(JobOrder, frozen=True, kw_only=True):
     """The newest two, newest first."""
     checkpoints: tuple[Checkpoint, ...] = ()
     warnings: tuple[Warning, ...] = ()
-    pause_cause: PauseCause | None = None
     paused_because: str | None = None
-    """The same in words."""
     error: JobError | None = None
     artifact: Artifact | None = None
     artifact_kind: str | None = None
@@ -164,7 +161,7 @@ def decide(command: Command, state: JobState) -> tuple[Event, ...]:
             return (JobCancelled(at=command.at),)
         case PauseJob():
             _require(state, "pause", ("queued", "running"))
-            return (JobPaused(at=command.at, cause="requested", reason=command.reason),)
+            return (JobPaused(at=command.at, reason=command.reason),)
         case ResumeJob():
             _require(state, "resume", ("paused",))
             return (JobQueued(reason="resumed"),)
@@ -310,7 +307,7 @@ def _release(command: ReleaseRun, state: JobState, run: Run) -> tuple[Event, ...
     if state.status == "paused":
         return (released,)
     if command.reason == "no_space" and run.kind == "training":
-        return (released, JobPaused(at=command.at, cause="no_space", reason=command.detail or "the disk is full"))
+        return (released, JobPaused(at=command.at, reason=command.detail or "the disk is full"))
     if command.reason in ("crashed", "stalled") and state.attempts >= command.max_attempts:
         error = JobError(
             code="attempts_exhausted",
@@ -355,7 +352,7 @@ def evolve(state: JobState, event: Event) -> JobState:
             )
         case JobQueued(reason=reason):
             attempts = 0 if reason in ("resumed", "drained", "paused") else state.attempts
-            return change(state, status="queued", attempts=attempts, pause_cause=None, paused_because=None)
+            return change(state, status="queued", attempts=attempts, paused_because=None)
         case RunStarted():
             run = Run(
                 kind="training",
@@ -404,7 +401,7 @@ def evolve(state: JobState, event: Event) -> JobState:
         case RunReleased(reason=reason):
             return change(state, run=None, attempts=0 if reason in BLAMELESS else state.attempts)
         case JobPaused():
-            return change(state, status="paused", pause_cause=event.cause, paused_because=event.reason)
+            return change(state, status="paused", paused_because=event.reason)
         case JobCancelled():
             return change(state, status="cancelled", finished_at=event.at, run=None)
         case JobSucceeded():

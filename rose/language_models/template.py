@@ -165,25 +165,20 @@ class ChatTemplate:
         )
 
     def preview(self, example: ChatExample, maximum_tokens: int, *, thinking: bool = False) -> Preview:
-        """Return the sequences of `render` as text. Raises: InvalidRequest, without the place in the file."""
-        _, sequences, cut = self._rendered(example, maximum_tokens, thinking)
+        """Return the sequences of `render` as text. Raises: InvalidDataset."""
+        _, sequences, cut = self._in_its_words(example, maximum_tokens, thinking)
         return Preview(sequences=[_pieces(sequence) for sequence in sequences], cut=cut)
 
     def _in_its_words(
         self, example: ChatExample, maximum_tokens: int, thinking: bool
     ) -> tuple[Chat, list[TokenSequence], bool]:
         try:
-            return self._rendered(example, maximum_tokens, thinking)
+            chat = self._answers.chat(example.messages, example.tools, thinking_options(thinking))
+            sequences, cut = self._fitting(chat, maximum_tokens)
+            for sequence in sequences:
+                self._check_rows(sequence.tokens.ids)
         except InvalidRequest as error:
             raise _in_line(error, example) from error
-
-    def _rendered(
-        self, example: ChatExample, maximum_tokens: int, thinking: bool
-    ) -> tuple[Chat, list[TokenSequence], bool]:
-        chat = self._answers.chat(example.messages, example.tools, thinking_options(thinking))
-        sequences, cut = self._fitting(chat, maximum_tokens)
-        for sequence in sequences:
-            self._check_rows(sequence.tokens.ids)
         return chat, sequences, cut
 
     def _fitting(self, chat: Chat, maximum_tokens: int) -> tuple[list[TokenSequence], bool]:

@@ -44,16 +44,8 @@ LOOK_SECONDS = 1.0
 logger = logging.getLogger(__name__)
 
 
-async def up(
-    settings: Settings,
-    *,
-    detach: bool = False,
-    on_line: Callable[[str], object] = print,
-    on_ready: Callable[[], object] | None = None,
-) -> None:
+async def up(settings: Settings, *, detach: bool = False, on_line: Callable[[str], object] = print) -> None:
     """Run everything until a signal ends it; with `detach` return as soon as it is ready, leaving it running.
-
-    `on_ready` is called once everything answers.
 
     Raises: InvalidState when ROSE runs on this data folder already; Unavailable with what keeps it from starting.
     """
@@ -61,12 +53,10 @@ async def up(
         from rose.local.detach import start
 
         await start(settings, on_line)
-        if on_ready is not None:
-            on_ready()
         return
     await anyio.to_thread.run_sync(prepare_folder, settings)
     logs.configure(settings.log_level, settings.logs / "up.log")
-    await run(settings, on_line, on_ready)
+    await run(settings, on_line)
 
 
 async def run(
@@ -313,6 +303,7 @@ class Supervisor:
         self._ready = True
         self._write_state()
         self._on_line(f"ROSE answers at {self.settings.url} (data: {self.settings.data_dir})")
+        self._on_line("Next, in another terminal: rose upload training_data.jsonl")
         if self._on_ready is not None:
             self._on_ready()
 

@@ -46,8 +46,9 @@ def wait_until(condition) -> object:
 
 
 def test_detached_it_says_where_it_answers_and_everybody_finds_it(up: RoseUp) -> None:
-    where, how, *_ = up.lines
+    where, following, how = up.lines
     assert where == f"ROSE answers at {up.settings.url} (data: {up.settings.data_dir})"
+    assert "rose upload" in following
     assert "rose down" in how
     assert psutil.Process(up.running().pid).ppid() != os.getpid()
     assert len(up.family()) > len(KINDS)

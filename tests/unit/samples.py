@@ -160,7 +160,7 @@ SAMPLES: tuple[Event, ...] = (
     ),
     happened.JobWarned(epoch=2, warning=Warning(code="no_space", message="a recovery point could not be written")),
     happened.RunReleased(epoch=2, kind="training", reason="crashed", detail="signal 9", log="/logs/run.log"),
-    happened.JobPaused(at=NOW, cause="requested", reason="requested"),
+    happened.JobPaused(at=NOW, reason="requested"),
     happened.JobCancelled(at=NOW),
     happened.JobSucceeded(
         epoch=2,

@@ -9,7 +9,6 @@ import msgspec
 import pytest
 
 from rose.domain import catalogue
-from rose.domain.job_events import JobPaused
 from tests.unit.samples import SAMPLES
 
 GOLDEN = Path(__file__).parent / "golden_events.json"
@@ -48,17 +47,3 @@ def test_what_was_written_then_is_read_now(file: Path) -> None:
 def test_an_event_of_a_newer_version_is_named(name: str, schema: int) -> None:
     with pytest.raises(catalogue.UnknownEvent, match=name):
         catalogue.decode(name, schema, b"{}")
-
-
-@pytest.mark.parametrize(
-    ("reason", "cause", "words"),
-    [
-        ("requested", "requested", "requested"),
-        ("no_space: 12 MB are free", "no_space", "12 MB are free"),
-        ("the disk is full", "no_space", "the disk is full"),
-        ("no_space left in my calendar", "requested", "no_space left in my calendar"),
-    ],
-)
-def test_the_cause_of_an_older_pause_is_read_out_of_its_words(reason: str, cause: str, words: str) -> None:
-    read = catalogue.decode("job.paused", 1, msgspec.json.encode({"at": 1, "reason": reason}))
-    assert read == JobPaused(at=1, cause=cause, reason=words)  # type: ignore[arg-type]
