@@ -17,11 +17,11 @@ from rose.domain.hyperparameters import LoraSettings
 from rose.domain.job_values import ParentModel
 from rose.errors import InvalidRequest
 from rose.language_models.adapters import merge_adapter_into, read_adapter
-from rose.language_models.load import load_model
+from rose.language_models.load import is_out_of_memory, load_model
 from rose.language_models.locate import FACTS_FILE, LocatedBase, locate, verify_fingerprint
 from rose.language_models.lora import LoraAdapter, attach
 from rose.language_models.template import load_tokenizer
-from trainer.hardware import Hardware, OutOfMemory, is_out_of_memory
+from trainer.hardware import Hardware, OutOfMemory
 from trainer.protocol import RunSpec
 from trainer.saving import bytes_of
 

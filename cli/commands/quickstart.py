@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -164,15 +163,10 @@ def _start(settings: Settings, output: Output) -> bool:
     _headline(output, "Starting ROSE: Postgres, NATS, API, projections, trainer, inference")
 
     async def start() -> None:
-        await supervise.up(settings, detach=True, on_line=_quiet_next(output.line))
+        await supervise.up(settings, detach=True, on_line=output.line)
 
     anyio.run(start)
     return True
-
-
-def _quiet_next(say: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Leave out the advice on what to do next: quickstart does it."""
-    return lambda line: None if line.startswith("Next") else say(line)
 
 
 def _stop(settings: Settings, output: Output) -> None:

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 AnyRequest = Request[Any, Any, Any]
 RETRY_AFTER_SECONDS = 2
+CLIENT_LEFT = "client_left"
+"""True in a request's state once its client has gone (rose/api/transport.py); Litestar says it only in prose."""
 
 
 class SlowRequest(InvalidRequest):
@@ -83,7 +85,7 @@ def handle_rose_error(request: AnyRequest, error: RoseError) -> Response[bytes]:
 def handle_framework_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
     """Answer what Litestar itself refuses: unknown route, method, size, parameters."""
     if isinstance(error, InternalServerException):
-        if "disconnected" in error.detail:
+        if request.scope["state"].get(CLIENT_LEFT):
             logger.info("the client of %s %s left before its request was complete", request.method, path_of(request))
             return Response(b"", status_code=499, media_type="application/json")
         return handle_unexpected(request, error)

@@ -14,7 +14,7 @@ from rose.errors import InvalidRequest, NotFound, Unavailable
 from rose.inference.request import Target
 from rose.inference.resident import Resident
 from rose.language_models.adapters import read_adapter
-from rose.language_models.load import choose_device, choose_dtype, load_model
+from rose.language_models.load import choose_device, choose_dtype, is_out_of_memory, load_model
 from rose.language_models.locate import LocatedBase, ModelNotAvailable, describe, locate, verify_fingerprint
 from rose.language_models.template import load_template
 
@@ -83,7 +83,9 @@ class Loader:
         self._check_memory(located, dtype)
         try:
             model = load_model(located.path, device=self.device, dtype=dtype)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise NotEnoughMemory(f"{self.device} has too little free memory for {located.source!r}.") from error
         except InvalidRequest as error:
             raise _not_available(target, error) from error

@@ -9,8 +9,8 @@ from threading import Lock
 import msgspec
 
 from rose.domain.previews import LinePreview, Piece, Preview
-from rose.domain.training_data import ChatExample, read_examples
-from rose.errors import InvalidDataset, InvalidRequest
+from rose.domain.training_data import ChatExample, UnusableExample, read_examples
+from rose.errors import InvalidRequest
 from rose.inference.loading import Loader
 from rose.inference.request import Target
 from rose.language_models.locate import LocatedBase
@@ -81,8 +81,8 @@ def _shown(template: ChatTemplate, context_tokens: int, line: Line, thinking: bo
         example = msgspec.structs.replace(item, line=line.number, number=line.number)
         try:
             found = template.preview(example, context_tokens, thinking=thinking)
-        except InvalidDataset as error:
-            return LinePreview(line=line.number, problem=error.message.partition("): ")[2])
+        except UnusableExample as error:
+            return LinePreview(line=line.number, problem=error.problem.text)
         return LinePreview(
             line=line.number,
             sequences=found.sequences,
