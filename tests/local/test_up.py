@@ -46,7 +46,7 @@ def wait_until(condition) -> object:
 
 
 def test_detached_it_says_where_it_answers_and_everybody_finds_it(up: RoseUp) -> None:
-    where, following, how = up.lines
+    where, how, following = up.lines
     assert where == f"ROSE answers at {up.settings.url} (data: {up.settings.data_dir})"
     assert "rose upload" in following
     assert "rose down" in how
