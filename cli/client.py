@@ -11,37 +11,11 @@ from urllib.parse import quote
 
 import httpx2
 
-from rose.errors import (
-    InvalidDataset,
-    InvalidRequest,
-    InvalidState,
-    MethodNotSupported,
-    NoSpace,
-    NotAuthorised,
-    NotFound,
-    RoseError,
-    TooLarge,
-    Unavailable,
-)
+from rose.errors import InvalidRequest, NotFound, RoseError, Unavailable, error_of
 
 _ID_LENGTH = 20
 _PART_TIMEOUT = httpx2.Timeout(120.0, connect=5.0)
 """For a part, which a server that stands still must not hold for ever: it is sent again."""
-_BY_STATUS: dict[int, type[RoseError]] = {
-    400: InvalidRequest,
-    401: NotAuthorised,
-    403: NotAuthorised,
-    404: NotFound,
-    405: MethodNotSupported,
-    413: TooLarge,
-    503: Unavailable,
-    507: NoSpace,
-}
-_BY_CODE: dict[str, type[RoseError]] = {
-    "invalid_job_state": InvalidState,
-    "invalid_dataset": InvalidDataset,
-    "invalid_training_file": InvalidDataset,
-}
 MAX_STREAM_RESTARTS = 60
 RESULTS = "fine-tune-results"
 """Purpose of the files that jobs make."""
@@ -357,7 +331,7 @@ class Client:
 
 def _stated(error: dict[str, Any], status: int) -> RoseError:
     code = error.get("code")
-    kind = _BY_CODE.get(code or "") or _BY_STATUS.get(status, RoseError)
+    kind = error_of(status, code)
     message = error.get("message") or f"The server answered {status}."
     hint = error.get("hint")
     return kind(message.removesuffix(hint or "").rstrip(), code=code, param=error.get("param"), hint=hint)

@@ -7,9 +7,8 @@ from collections.abc import AsyncIterator
 import anyio
 
 from rose.api.body import check_values
-from rose.api.errors import SlowRequest
 from rose.domain.training_data import check_name
-from rose.errors import InvalidRequest
+from rose.errors import InvalidRequest, SlowRequest
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 MAX_FILENAME_CHARACTERS = 255
