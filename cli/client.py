@@ -14,18 +14,7 @@ import msgspec
 
 from rose.api import schema
 from rose.domain.previews import Preview
-from rose.errors import (
-    InvalidDataset,
-    InvalidRequest,
-    InvalidState,
-    MethodNotSupported,
-    NoSpace,
-    NotAuthorised,
-    NotFound,
-    RoseError,
-    TooLarge,
-    Unavailable,
-)
+from rose.errors import InvalidRequest, NotFound, RoseError, Unavailable, error_of
 
 Answer = TypeVar("Answer")
 Entry = TypeVar(
@@ -42,21 +31,6 @@ Entry = TypeVar(
 _ID_LENGTH = 20
 _PART_TIMEOUT = httpx2.Timeout(120.0, connect=5.0)
 """For a part, which a server that stands still must not hold for ever: it is sent again."""
-_BY_STATUS: dict[int, type[RoseError]] = {
-    400: InvalidRequest,
-    401: NotAuthorised,
-    403: NotAuthorised,
-    404: NotFound,
-    405: MethodNotSupported,
-    413: TooLarge,
-    503: Unavailable,
-    507: NoSpace,
-}
-_BY_CODE: dict[str, type[RoseError]] = {
-    "invalid_job_state": InvalidState,
-    "invalid_dataset": InvalidDataset,
-    "invalid_training_file": InvalidDataset,
-}
 MAX_STREAM_RESTARTS = 60
 RESULTS = "fine-tune-results"
 """Purpose of the files that jobs make."""
@@ -426,6 +400,5 @@ def _webhook(endpoint: str) -> str:
 
 
 def _stated(error: schema.ErrorBody, status: int) -> RoseError:
-    kind = _BY_CODE.get(error.code or "") or _BY_STATUS.get(status, RoseError)
     message = error.message.removesuffix(error.hint or "").rstrip()
-    return kind(message, code=error.code, param=error.param, hint=error.hint)
+    return error_of(status, error.code)(message, code=error.code, param=error.param, hint=error.hint)

@@ -91,9 +91,9 @@ def _fetch_smollm2(models: Path, tell: Tell) -> None:
             tell("download")
     try:
         answer("".join(lines))
+    except NoSpace:
+        raise
     except RoseError as error:
-        if error.code == NoSpace.default_code:
-            raise NoSpace(error.message, hint=error.hint) from error
         raise ModelNotAvailable(error.message, code=error.code, hint=error.hint) from error
 
 

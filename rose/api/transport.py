@@ -12,7 +12,7 @@ import time
 import anyio
 from litestar.types import ASGIApp, Message, Receive, ReceiveMessage, Scope, Send
 
-from rose.api.errors import CLIENT_LEFT, RETRY_AFTER_SECONDS, error_json
+from rose.api.errors import CLIENT_LEFT, error_json, headers_of
 from rose.errors import Unavailable
 from rose.ids import new_id
 
@@ -68,7 +68,8 @@ def request_envelope(app: ASGIApp) -> ASGIApp:
 
 async def _send_farewell(send: Send) -> None:
     error = Unavailable("The server is being stopped.", code="server_stopping", hint="Try again in a moment.")
-    headers = [(b"content-type", b"application/json"), (b"retry-after", str(RETRY_AFTER_SECONDS).encode())]
+    headers = [(name.encode(), value.encode()) for name, value in headers_of(error).items()]
+    headers.append((b"content-type", b"application/json"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": error_json(error), "more_body": False})
 
