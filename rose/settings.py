@@ -113,6 +113,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Shared secret between API and engines; required when an engine does not listen on loopback."""
     inference_idle_seconds: float = 1800.0
     """Idle time after which an engine drops a base model."""
+    engine_wait_seconds: float = 30.0
+    """How long a chat waits for an inference engine that starts again, before it gets 503; 0: not at all."""
     inference_threads: int | None = None
     """Threads of the inference engine; default: cores minus one."""
     webhook_private_targets: bool = False
@@ -212,6 +214,7 @@ def _check(settings: Settings) -> None:
             f"it must lie between renew_seconds ({settings.renew_seconds:g}) and lease_seconds "
             f"({settings.lease_seconds:g}), so that a run ends before another trainer may take its job",
         ),
+        ("engine_wait_seconds", settings.engine_wait_seconds >= 0, "it must be 0 or above"),
         ("poll_seconds", settings.poll_seconds > 0, "it must be above 0"),
         ("recovery_steps", settings.recovery_steps is None or settings.recovery_steps > 0, "it must be above 0"),
         ("max_attempts", settings.max_attempts > 0, "it must be above 0"),

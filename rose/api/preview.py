@@ -13,9 +13,9 @@ import msgspec
 from litestar.params import FromPath
 
 from projections import files as files_view
-from rose import leases
 from rose.api.body import check_values, read_object, require_text, wrong_type
 from rose.api.chat import target_of
+from rose.api.engines import ask_engine
 from rose.api.errors import AnyRequest
 from rose.api.model_names import find_model
 from rose.api.principal import NEEDS, ThePrincipal
@@ -120,11 +120,8 @@ async def _shown(
     services: Services, project: str, asked: _Asked, lines: list[dict[str, Any]], thinking: bool
 ) -> dict[str, Any]:
     target = target_of(await find_model(services, project, asked.model))
-    engines = await leases.workers(services.pool, "inference")
-    url = services.engines.choose(engines, target.base.fingerprint)
-    return await services.engines.preview(
-        url, {"rose": msgspec.to_builtins(target), "lines": lines, "thinking": thinking}
-    )
+    wanted = {"rose": msgspec.to_builtins(target), "lines": lines, "thinking": thinking}
+    return await ask_engine(services, target.base.fingerprint, lambda url: services.engines.preview(url, wanted))
 
 
 HANDLERS = (preview_file, preview_content)
