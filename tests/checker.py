@@ -1,5 +1,5 @@
-"""Reads a database and names every broken promise of DESIGN 10 that the log can prove: positions, versions, commands,
-epochs, endings and views. Knows the domain's evolve and nothing of the code that writes.
+"""Reads a database and names every broken promise of docs/architecture.md, "What always holds", that the log can prove:
+positions, versions, commands, epochs, endings and views. Knows the domain's evolve and nothing of the code that writes.
 """
 
 from __future__ import annotations

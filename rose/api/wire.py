@@ -1,4 +1,4 @@
-"""The objects that clients see: OpenAI's fields (CONTRACT 3, 5, 7) and ROSE's own beside them.
+"""The objects that clients see: OpenAI's fields and ROSE's own beside them (docs/api.md).
 
 Pure: a state and a moment in, a struct out. Fields marked "ROSE" are not in OpenAI's schema; the SDKs pass them on.
 """

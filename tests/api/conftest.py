@@ -114,7 +114,7 @@ async def shared_file(shared_api: Running) -> str:
 
 @pytest.fixture
 def seed_file(tmp_path: Path) -> Path:
-    """SEED.md's two examples as a file."""
+    """docs/workflow.md's two examples as a file."""
     path = tmp_path / "training_data.jsonl"
     path.write_bytes(SEED)
     return path
