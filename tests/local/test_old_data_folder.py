@@ -38,7 +38,7 @@ def up() -> Iterator[RoseUp]:
         if (unprivileged := account.needed()) is not None:
             for path in (postgres, *postgres.rglob("*")):
                 os.chown(path, unprivileged.uid, unprivileged.gid)
-        with rose_up(data, {"ROSE_DEVICE": "cpu"}) as running:
+        with rose_up(data, {"ROSE_DEVICE": "cpu", "ROSE_IDEMPOTENCY_SECONDS": "1e9"}) as running:
             yield running
 
 
