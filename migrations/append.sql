@@ -134,6 +134,9 @@ begin
     on conflict (command_id) do nothing;
     if not found then
         select * into known from rose.commands where command_id = p_command_id;
+        if not found then  -- it was there a moment ago: the sweeper has forgotten it
+            raise exception 'the command id % has just been forgotten', p_command_id using errcode = 'RS001';
+        end if;
         if known.request_hash is distinct from p_request_hash then
             raise exception 'the command id % belongs to another request', p_command_id using errcode = 'RS003';
         end if;

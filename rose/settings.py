@@ -26,6 +26,8 @@ DEFAULT_ALIASES: Mapping[str, str] = {
     "tinyllama": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
 }
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+SHORTEST_MEMORY_SECONDS = 600.0
+"""Longer than any retry of a request or of a trainer's append lasts."""
 DEVICE = re.compile(r"(auto|cpu|mps|cuda(:\d+)?)\Z")
 
 
@@ -81,6 +83,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Free disk space under which uploads and job creation are refused and running jobs pause."""
     result_file_encoding: str = "plain"
     """`plain` CSV, or `base64` as the hosted service sends it."""
+    idempotency_seconds: float = 86400.0
+    """How long a repeated request (`Idempotency-Key`) gets the answer of the first one; then it is a new one."""
     lease_seconds: float = 60.0
     """How long a claim on a job lasts without renewal."""
     renew_seconds: float = 5.0
@@ -113,6 +117,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Shared secret between API and engines; required when an engine does not listen on loopback."""
     inference_idle_seconds: float = 1800.0
     """Idle time after which an engine drops a base model."""
+    engine_wait_seconds: float = 30.0
+    """How long a chat waits for an inference engine that starts again, before it gets 503; 0: not at all."""
     inference_threads: int | None = None
     """Threads of the inference engine; default: cores minus one."""
     webhook_private_targets: bool = False
@@ -211,6 +217,12 @@ def _check(settings: Settings) -> None:
             order,
             f"it must lie between renew_seconds ({settings.renew_seconds:g}) and lease_seconds "
             f"({settings.lease_seconds:g}), so that a run ends before another trainer may take its job",
+        ),
+        ("engine_wait_seconds", settings.engine_wait_seconds >= 0, "it must be 0 or above"),
+        (
+            "idempotency_seconds",
+            settings.idempotency_seconds >= SHORTEST_MEMORY_SECONDS,
+            f"it must be at least {SHORTEST_MEMORY_SECONDS:g}, so that retries of SDKs and of trainers are recognised",
         ),
         ("poll_seconds", settings.poll_seconds > 0, "it must be above 0"),
         ("recovery_steps", settings.recovery_steps is None or settings.recovery_steps > 0, "it must be above 0"),

@@ -13,7 +13,8 @@ from rose.language_models.load import choose_device, choose_dtype
 from trainer.protocol import RunSpec
 
 CPU_TOKEN_BUDGET = 2048
-"""Tokens per micro-batch on a CPU: over about 2k tokens nothing is gained there (TRAINING 8), memory only grows."""
+"""Tokens per micro-batch on a CPU: over about 2k tokens nothing is gained there, memory only grows:
+docs/hyperparameters.md, "How much goes through the model at once"."""
 ACCELERATOR_TOKEN_BUDGET = 16384
 """Where an accelerator starts; running out of memory halves it, which changes no gradient."""
 

@@ -13,10 +13,10 @@ import msgspec
 from litestar.params import FromPath
 
 from projections import files as files_view
-from rose import leases
 from rose.api import schema
 from rose.api.chat import target_of
 from rose.api.decoding import read_body
+from rose.api.engines import ask_engine
 from rose.api.errors import AnyRequest
 from rose.api.model_names import find_model
 from rose.api.principal import NEEDS, ThePrincipal
@@ -87,10 +87,9 @@ async def _shown(
     services: Services, project: str, asked: schema.PreviewFile, lines: list[dict[str, Any]], thinking: bool
 ) -> Preview:
     target = target_of(await find_model(services, project, asked.model))
-    engines = await leases.workers(services.pool, "inference")
-    url = services.engines.choose(engines, target.base.fingerprint)
-    asking = {"rose": msgspec.to_builtins(target), "lines": lines, "thinking": thinking}
-    return msgspec.convert(await services.engines.preview(url, asking), Preview)
+    wanted = {"rose": msgspec.to_builtins(target), "lines": lines, "thinking": thinking}
+    given = await ask_engine(services, target.base.fingerprint, lambda url: services.engines.preview(url, wanted))
+    return msgspec.convert(given, Preview)
 
 
 HANDLERS = (preview_file, preview_content)

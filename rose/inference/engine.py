@@ -19,7 +19,7 @@ import torch
 
 from rose.errors import RoseError
 from rose.inference.decoding import Decoding
-from rose.inference.generation import EngineBusy, EngineStatus, LoadedBase, Piece
+from rose.inference.generation import STOPPING, EngineBusy, EngineStatus, LoadedBase, Piece
 from rose.inference.loading import Loader, NotEnoughMemory, full_key
 from rose.inference.request import GenerationRequest, Target
 from rose.inference.resident import Resident
@@ -317,7 +317,7 @@ def _adapter_key(target: Target) -> str | None:
 
 
 def _stopping() -> RoseError:
-    return EngineBusy("The inference engine is stopping.", code="engine_stopping", retry_after_seconds=5)
+    return EngineBusy("The inference engine is stopping.", code=STOPPING, retry_after_seconds=5)
 
 
 def _still_loading(target: Target) -> RoseError:

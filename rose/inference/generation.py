@@ -12,6 +12,9 @@ from rose.inference.request import GenerationRequest
 
 FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
+STOPPING = "engine_stopping"
+"""Code with which an engine that ends lets go of its requests."""
+
 
 class EngineBusy(Unavailable):
     """The inference engine cannot take this request now."""

@@ -38,7 +38,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def seed_job(tmp_path_factory: pytest.TempPathFactory, fixture_base: Path) -> Job:
-    """SEED's two examples with nothing else said."""
+    """docs/workflow.md's two examples with nothing else said."""
     return Job(tmp_path_factory.mktemp("seed"), fixture_base, rows(SEED_EXAMPLES))
 
 
