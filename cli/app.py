@@ -85,6 +85,7 @@ app.command(projects)
 keys = App(name="keys", help="API keys; from the first one on every call needs one.")
 _command(keys, "create", "projects:create_key", "Create a key and print it, this once.")
 _command(keys, "list", "projects:list_keys", "List the keys in use.")
+_command(keys, "nats-users", "database:nats_users", "Print the users that another's NATS server needs.")
 _command(keys, "revoke", "projects:revoke_key", "End a key's use at once.")
 app.command(keys)
 

@@ -171,7 +171,7 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
 
 async def _projections(given: settings.Settings, stop: anyio.Event) -> None:
     from projections import runner
-    from rose import relay
+    from rose import nats_readers, relay
     from rose.webhooks import delivery
 
     async with AsyncExitStack() as stack:
@@ -180,8 +180,19 @@ async def _projections(given: settings.Settings, stop: anyio.Event) -> None:
         await stack.enter_async_context(_announced(pool, "projections"))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(relay.run, pool, bus, given, stop)
+            tasks.start_soon(nats_readers.run, pool, bus, stop, _let_read(given))
             tasks.start_soon(runner.run, pool, stop)
             tasks.start_soon(delivery.run, pool, given, stop)
+
+
+def _let_read(given: settings.Settings) -> Callable[[Any], Awaitable[object]] | None:
+    """Return what tells the NATS server of `rose up` who may read; None for a server that somebody else runs."""
+    from rose.local.nats import Nats
+
+    if given.nats_users_file is None:
+        return None
+    nats = Nats(given.nats_users_file.parent.parent)
+    return lambda readers: anyio.to_thread.run_sync(nats.let_read, readers)
 
 
 async def _trainer(given: settings.Settings, stop: anyio.Event) -> None:

@@ -52,7 +52,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     nats_url: str | None = None
     """NATS to use; without one `rose up` runs its own."""
     nats_token: str | None = None
-    """Token for NATS; `rose up` makes one for its own server."""
+    """Token for a NATS that takes one; the user's name and password can stand in the URL, too."""
+    nats_users_file: Path | None = None
+    """File of users that the NATS server includes; `rose up` sets it for its own server, and nobody else needs it."""
     nats_replicas: int = 1
     """Copies of the JetStream stream, 1 to 5."""
     nats_max_bytes: int = 1 << 30

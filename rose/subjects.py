@@ -75,6 +75,11 @@ def subject_of(project: str, wire_name: str, stream_id: str) -> str | None:
     return ".".join(("rose.v2", *tokens)) if all(map(_TOKEN.fullmatch, tokens)) else None
 
 
+def project_events(project: str) -> str:
+    """Return the subjects of all events of a project."""
+    return f"rose.v2.{project}.>"
+
+
 def oversize_subject(project: str) -> str:
     """Return the subject of an event that goes out without its data."""
     return f"rose.v2.{project}.event.oversize"

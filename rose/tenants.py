@@ -6,6 +6,7 @@ import secrets
 from functools import reduce
 from typing import TYPE_CHECKING
 
+import bcrypt
 import msgspec
 
 from projections import keys as keys_view
@@ -19,15 +20,17 @@ from rose.log.append import StreamWrite, append
 if TYPE_CHECKING:
     from rose.log.pool import Pool
 
-SECRET_PREFIX = "sk-rose-"
+PREFIXES: dict[keys.Kind, str] = {"api": "sk-rose-", "nats": "nk-rose-"}
 SECRET_BYTES = 32
 HINT_CHARACTERS = 4
+BCRYPT_ROUNDS = 4
+"""The fewest: a secret of 256 random bits needs no slow hash, and NATS compares it at each connection."""
 MAX_TRIES = 10
 
 
-def new_secret() -> str:
-    """Return a fresh key: `sk-rose-` and 43 characters, 256 random bits."""
-    return SECRET_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+def new_secret(kind: keys.Kind = "api") -> str:
+    """Return a fresh key: `sk-rose-`, of NATS `nk-rose-`, and 43 characters, 256 random bits."""
+    return PREFIXES[kind] + secrets.token_urlsafe(SECRET_BYTES)
 
 
 class Tenants:
@@ -59,10 +62,16 @@ class Tenants:
         raise Conflict(f"Another writer was first {MAX_TRIES} times in a row.")
 
     async def create_key(self, command: keys.CreateKey, secret: str, request: Request) -> keys.KeyState:
-        """Create a key that is recognised by `secret`, which is kept as a hash only.
+        """Create a key that is recognised by `secret`, which is kept as a hash only: one of NATS by NATS alone.
 
         Raises: InvalidState for the first key of all when it cannot administer; Unavailable.
         """
+        if command.kind == "nats":
+            password_hash = bcrypt.hashpw(secret.encode(), bcrypt.gensalt(BCRYPT_ROUNDS)).decode()
+            await keys_view.remember_password(self._pool, command.key_id, password_hash)
+            state, write = _key_write(command, keys.initial, 0)
+            await self._append([write], request)
+            return state
         if command.scope != "admin" and not await keys_view.other_administrators(self._pool, command.key_id):
             raise InvalidState(
                 "The first key must have the scope admin.",

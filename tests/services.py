@@ -85,11 +85,6 @@ class NatsServer(Server):
         """Address of the server."""
         return self.service.url
 
-    @property
-    def token(self) -> str:
-        """Token that clients must give."""
-        return self.service.token
-
 
 @contextmanager
 def running_postgres() -> Iterator[Postgres]:

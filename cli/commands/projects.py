@@ -72,9 +72,10 @@ def create_key(
     project: Annotated[str, Parameter(env_var="ROSE_PROJECT")] = DEFAULT,
     scope: Annotated[Literal["read", "write", "admin"], Parameter(env_var="ROSE_SCOPE")] = "write",
     days: Annotated[int | None, Parameter(env_var="ROSE_DAYS")] = None,
+    nats: Annotated[bool, Parameter(env_var="ROSE_NATS", negative="")] = False,
     common: Common = COMMON,
 ) -> None:
-    """Create an API key and print it, this once.
+    """Create an API key and print it, this once; or, with --nats, a name and password for the project's events.
 
     Parameters
     ----------
@@ -86,17 +87,25 @@ def create_key(
         read: look and chat. write: also upload, train, delete. admin: also projects and keys, of all projects.
     days
         After how many days it opens nothing any more; default: never.
+    nats
+        A key that reads the project's events on NATS, and opens nothing else; it has no scope.
     """
     seconds = None if days is None else days * DAY_SECONDS
-    body = schema.CreateServiceAccount(name=name, scope=scope, expires_in_seconds=seconds)
+    body = schema.CreateServiceAccount(
+        name=name, scope=None if nats else scope, expires_in_seconds=seconds, kind="nats" if nats else "api"
+    )
     with common.client() as client:
         made = client.create_service_account(_project(client, project), body)
     key = made.api_key
     assert key is not msgspec.UNSET, "an account comes with its first key"
+    opens = "events on NATS" if nats else scope
+    use = "The command line reads it from ROSE_API_KEY, the SDKs from OPENAI_API_KEY."
+    if nats:
+        use = f"It is the password of the user {key.id}, whose consumer in ROSE_EVENTS has that name: docs/subjects.md."
     lines = [
-        f"Key created: {key.id} ({scope}, project {project})",
+        f"Key created: {key.id} ({opens}, project {project})",
         key.value,
-        "Keep it: it is not shown again. The command line reads it from ROSE_API_KEY, the SDKs from OPENAI_API_KEY.",
+        f"Keep it: it is not shown again. {use}",
     ]
     common.output.show(made, identity=key.value, lines=lines)
 
@@ -119,7 +128,7 @@ def list_keys(
             key.id,
             key.name,
             one,
-            key.scope,
+            key.scope if key.kind == "api" else key.kind,
             key.redacted_value,
             moment(key.created_at),
             moment(key.expires_at) if key.expires_at else "",

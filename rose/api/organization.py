@@ -205,16 +205,22 @@ async def _create_key(
     if project.archived_at is not None:
         raise InvalidState(f"The project {project_id} is archived.", code="project_archived", param="project_id")
     asking, _ = await asked(request, services, await request.body())
-    secret = new_secret()
+    kind = body.kind or "api"
+    if kind == "nats" and body.scope not in (None, "read"):
+        raise InvalidRequest(
+            f"scope is {body.scope!r}; a key of the kind nats has the scope read.", code="invalid_value", param="scope"
+        )
+    secret = new_secret(kind)
     command = CreateKey(
         key_id=new_id("key_"),
         project=project_id,
         at=now,
         name=name,
         account=account,
-        scope=body.scope or default_scope,
+        scope="read" if kind == "nats" else body.scope or default_scope,
         hint=secret[-HINT_CHARACTERS:],
         expires_at=None if body.expires_in_seconds is None else now + body.expires_in_seconds,
+        kind=kind,
     )
     return await Tenants(services.pool).create_key(command, secret, asking), secret
 

@@ -16,7 +16,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from rose.decoding import json_schema
 from rose.domain.artifacts import Artifact
 from rose.domain.job_values import BaseModel, JobError, Warning
-from rose.domain.keys import Scope
+from rose.domain.keys import Kind, Scope
 from rose.domain.uploads import MAX_PARTS, Status
 from rose.domain.webhooks import EVENT_TYPES
 from rose.graders.kinds import Multi, Python, ScoreModel, StringCheck, TextSimilarity
@@ -580,6 +580,8 @@ class CreateKey(Struct, frozen=True, kw_only=True):
     scope: Scope | None = None
     """ROSE: read, write or admin."""
     expires_in_seconds: Annotated[int, Meta(ge=1, le=LONGEST_KEY_LIFE_SECONDS)] | None = None
+    kind: Kind | None = None
+    """ROSE: api, or nats for a key that reads the project's events on NATS, and nothing else."""
 
 
 class CreateServiceAccount(Struct, frozen=True, kw_only=True):
@@ -589,6 +591,8 @@ class CreateServiceAccount(Struct, frozen=True, kw_only=True):
     scope: Scope | None = None
     """ROSE: read, write or admin."""
     expires_in_seconds: Annotated[int, Meta(ge=1, le=LONGEST_KEY_LIFE_SECONDS)] | None = None
+    kind: Kind | None = None
+    """ROSE: api, or nats for a key that reads the project's events on NATS, and nothing else."""
     create_service_account_only: bool | None = None
     """Refused when it is true: here a service account begins with its first key."""
 
@@ -616,6 +620,8 @@ class ServiceAccountKey(Struct, frozen=True, kw_only=True):
     expires_at: int | None
     scope: str
     """ROSE: read, write or admin."""
+    kind: str
+    """ROSE: api, or nats; of the latter `id` is the user's name on NATS and the secret its password."""
 
 
 class ServiceAccount(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -652,6 +658,8 @@ class ApiKey(Struct, frozen=True, kw_only=True):
     owner_project_access: Literal["active", "inactive"] = "active"
     scope: str
     """ROSE: read, write or admin."""
+    kind: str
+    """ROSE: api, or nats; of the latter `id` is the user's name on NATS and the secret its password."""
 
 
 # --- webhooks

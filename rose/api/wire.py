@@ -18,7 +18,7 @@ from rose.domain.permissions import PermissionState
 from rose.domain.uploads import UploadState
 from rose.domain.webhooks import WebhookState
 from rose.language_models.locate import RoseFacts
-from rose.tenants import SECRET_PREFIX
+from rose.tenants import PREFIXES
 
 ECHOED = (
     "n_epochs",
@@ -213,6 +213,7 @@ def fresh_key(state: keys.KeyState, secret: str) -> schema.ServiceAccountKey:
         value=secret,
         expires_at=state.expires_at,
         scope=state.scope,
+        kind=state.kind,
     )
 
 
@@ -221,12 +222,13 @@ def key(state: keys.KeyState) -> schema.ApiKey:
     return schema.ApiKey(
         id=state.id,
         name=state.name,
-        redacted_value=f"{SECRET_PREFIX}…{state.hint}",
+        redacted_value=f"{PREFIXES[state.kind]}…{state.hint}",
         created_at=state.created_at,
         last_used_at=None,
         expires_at=state.expires_at,
         owner=schema.KeyOwner(service_account=service_account(state.account)),
         scope=state.scope,
+        kind=state.kind,
     )
 
 

@@ -11,7 +11,15 @@ from typing import Any, cast
 import anyio
 import anyio.abc
 import nats.errors
-from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    DiscardPolicy,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
 
 from rose.bus.answers import (
     NOT_FOUND,
@@ -235,6 +243,38 @@ class Bus:
             yield consumer
         finally:
             await consumer.close()
+
+    async def consumers(self, stream: str) -> set[str] | None:
+        """Return the names of a stream's durable consumers, None when there is no stream.
+
+        Raises: BusUnavailable, BusRefused.
+        """
+        names: set[str] = set()
+        try:
+            with translated():
+                while page := await self._current().jetstream.consumers_info(stream, offset=len(names)):
+                    names |= {one.name for one in page}
+        except BusRefused as error:
+            if error.error_code in NOT_FOUND:
+                return None
+            raise
+        return names
+
+    async def create_consumer(self, stream: str, durable: str, *, filter_subject: str) -> None:
+        """Make a durable pull consumer that starts at the stream's beginning. Raises: BusUnavailable, BusRefused."""
+        config = ConsumerConfig(
+            durable_name=durable,
+            ack_policy=AckPolicy.EXPLICIT,
+            deliver_policy=DeliverPolicy.ALL,
+            filter_subject=filter_subject,
+        )
+        with translated():
+            await self._current().jetstream.add_consumer(stream, config)
+
+    async def delete_consumer(self, stream: str, durable: str) -> None:
+        """Remove a consumer. Raises: BusUnavailable, BusRefused."""
+        with translated():
+            await self._current().jetstream.delete_consumer(stream, durable)
 
     # --- the connection ---------------------------------------------------------------------------------------------
 

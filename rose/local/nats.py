@@ -12,19 +12,27 @@ import shutil
 import signal
 import socket
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from rose.errors import Unavailable
 from rose.local import launcher, processes
+from rose.nats_readers import users
 
+if TYPE_CHECKING:
+    from projections.keys import NatsReader
+
+OWN_USER = "rose"
+USERS_FILE = "users.conf"
 CONFIGURATION = """\
 # Written by ROSE at every start.
 server_name: {name}
 listen: "127.0.0.1:{port}"
 ports_file_dir: {ports}
-authorization {{ token: "{token}" }}
+authorization {{ include "{users}" }}
 jetstream {{
   store_dir: {store}
   # The default acknowledges first and syncs two minutes later; ROSE counts on what was acknowledged.
@@ -42,21 +50,23 @@ class Nats:
         self.configuration = self.folder / "nats.conf"
         self.ports = self.folder / "ports"
         self.binary = packaged_binary()
+        self._reloaded = ""
+        """What the server was last told to read again; not known of another process, so the first time it is told."""
 
     @property
     def url(self) -> str:
-        """Address of the running server.
+        """Address of the running server, with ROSE's own user and password.
 
         Raises: Unavailable when it has not announced its port yet.
         """
         port = self._last_port()
         if port is None:
             raise Unavailable("The embedded NATS does not run.", code="nats_down", hint="Start it with: rose up")
-        return f"nats://127.0.0.1:{port}"
+        return f"nats://{OWN_USER}:{self.token}@127.0.0.1:{port}"
 
     @property
     def token(self) -> str:
-        """The token, made on first use and kept in the data folder with mode 600."""
+        """The password of ROSE's own user, made on first use and kept in the data folder with mode 600."""
         path = self.folder / "token"
         try:
             return path.read_text()
@@ -79,10 +89,37 @@ class Nats:
             name=self._name(),
             port=port if port and _is_free(port) else -1,
             ports=json.dumps(str(self.ports)),
-            token=self.token,
+            users=USERS_FILE,
             store=json.dumps(str(self.folder)),
         )
+        if not self.users_file.exists():
+            write_private(self.users_file, self._users(()))
         write_private(self.configuration, text)
+
+    @property
+    def users_file(self) -> Path:
+        """The part of the configuration that says who may connect."""
+        return self.folder / USERS_FILE
+
+    def let_read(self, readers: Sequence[NatsReader]) -> bool:
+        """Let these, and ROSE itself, connect from now on; return whether that is a change.
+
+        Whoever is connected and not among them is cut off.
+        """
+        text = self._users(readers)
+        if self.users_file.read_text() == text and self._reloaded == text:
+            return False
+        write_private(self.users_file, text)
+        for path in self.ports.glob("*.ports"):
+            number = path.stem.rsplit("_", 1)[-1]
+            if number.isdigit() and str(self.configuration) in processes.arguments(int(number)):
+                os.kill(int(number), signal.SIGHUP)
+        self._reloaded = text
+        return True
+
+    def _users(self, readers: Sequence[NatsReader]) -> str:
+        entries = [f"{{user: {OWN_USER}, password: {json.dumps(self.token)}}}", *users(readers)]
+        return "# Written by ROSE whenever a key of NATS comes or goes.\nusers: [\n" + ",\n".join(entries) + "\n]\n"
 
     def command(self) -> tuple[list[str], tuple[int, ...]]:
         """Return arguments and file descriptors that start the server as a child which ends with this process."""

@@ -212,7 +212,9 @@ class Supervisor:
         for child in servers:
             await self._wait_for_server(child)
         if nats is not None:
-            settings = msgspec.structs.replace(settings, nats_url=nats.url, nats_token=nats.token)
+            settings = msgspec.structs.replace(
+                settings, nats_url=nats.url, nats_token=None, nats_users_file=nats.users_file
+            )
         return settings
 
     def _server(self, kind: str, service: Postgres | Nats) -> Child:

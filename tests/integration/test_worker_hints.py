@@ -37,13 +37,13 @@ def house(
     monkeypatch.setattr(supervision, "TRAINING_MODULE", CHILD)
     monkeypatch.setenv("ROSE_TEST_SCRIPT", "hangs")
     server = nats_server()
-    return House(pool, settings(**SLEEPY, nats_url=server.url, nats_token=server.token), fixture_base)
+    return House(pool, settings(**SLEEPY, nats_url=server.url), fixture_base)
 
 
 @asynccontextmanager
 async def relaying(house: House) -> AsyncGenerator[None]:
     stop = anyio.Event()
-    async with Bus(house.settings.nats_url, token=house.settings.nats_token) as bus, anyio.create_task_group() as tasks:
+    async with Bus(house.settings.nats_url) as bus, anyio.create_task_group() as tasks:
         tasks.start_soon(relay.run, house.pool, bus, house.settings, stop)
         yield
         stop.set()
