@@ -11,6 +11,9 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import msgspec
 
 from projections.checkpoints import CheckpointRow
+from projections.damage import DAMAGED_ROW
+from projections.files import DamagedFile
+from projections.models import DamagedModel
 from rose.domain.artifacts import Artifact
 from rose.domain.files import FileState
 from rose.domain.job_values import BaseModel, JobError, Warning
@@ -82,6 +85,9 @@ class File(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     filename: str
     purpose: str
     status: str
+    """processed; error when the row in the database is damaged."""
+    status_details: str | msgspec.UnsetType = msgspec.UNSET
+    """Why the status is error, and what helps."""
     sha256: str
     """ROSE: hash of the content; an identical file need not be uploaded again."""
     expires_at: int | msgspec.UnsetType = msgspec.UNSET
@@ -166,6 +172,14 @@ class JobCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float]
 
 
+class ModelError(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a model cannot be used."""
+
+    code: str
+    """damaged_row: its row in the database is damaged."""
+    message: str
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A model that answers, or a base that can be trained."""
 
@@ -191,20 +205,24 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """ROSE: the file that an imported base was made of."""
     quantisation: str | msgspec.UnsetType = msgspec.UNSET
     """ROSE: how an imported base's numbers were rounded before, for example `Q4_1, dequantised to float16`."""
+    error: ModelError | msgspec.UnsetType = msgspec.UNSET
+    """ROSE: why it cannot be used."""
 
 
 def file(state: FileState) -> File:
-    """Return the file as clients see it."""
-    assert state.artifact is not None
+    """Return the file as clients see it; of one whose row is damaged what is left."""
+    damaged = isinstance(state, DamagedFile)
+    assert state.artifact is not None or damaged
     return File(
         id=state.id,
         object="file",
-        bytes=state.artifact.bytes,
+        bytes=state.artifact.bytes if state.artifact else 0,
         created_at=state.created_at,
         filename=state.filename,
         purpose=state.purpose,
-        status="processed",
-        sha256=state.artifact.sha256,
+        status="error" if damaged else "processed",
+        status_details=state.damage if damaged else msgspec.UNSET,
+        sha256=state.artifact.sha256 if state.artifact else "",
         expires_at=msgspec.UNSET if state.expires_at is None else state.expires_at,
         job_id=msgspec.UNSET if state.job_id is None else state.job_id,
     )
@@ -286,6 +304,20 @@ def fine_tuned_model(state: ModelState, folder: str) -> Model:
         step=state.step,
         artifact=state.artifact,
         folder=folder,
+    )
+
+
+def damaged_model(state: DamagedModel) -> Model:
+    """Return what is left of a model whose row is damaged."""
+    return Model(
+        id=state.name or state.job_id,
+        object="model",
+        created=state.created_at,
+        owned_by=ORGANIZATION,
+        kind=state.kind,
+        source=state.base.source if state.base else "",
+        job_id=state.job_id,
+        error=ModelError(code=DAMAGED_ROW, message=state.damage),
     )
 
 
