@@ -43,6 +43,7 @@ STAMP = re.compile(r"-ft-\d{8}_\d{6}(-\d+)?")
 FOLDER = re.compile(r"/tmp/[^\"\\]+?/blobs")
 PORT = re.compile(r"127\.0\.0\.1:\d+")
 SECRET = re.compile(r"whsec_[A-Za-z0-9+/=…]+")
+LASTED = re.compile(r'"execution_time":[-\d.e]+')
 TAG = re.compile(r'"sha256":"[0-9a-f]{64}"')
 
 
@@ -149,6 +150,9 @@ class World:
     def __init__(self, installation: Installation) -> None:
         self.installation = installation
         self.project, self.a = installation.team("a")
+        self.third, third = installation.team("c")
+        """A project that others lend models to."""
+        third.close()
         self.own: dict[str, list[str]] = {kind: [] for kind in (*KINDS, "model", "ftevent")}
         self.names: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
@@ -171,6 +175,7 @@ class World:
             return self.names[found[0]]
 
         text = FOLDER.sub("FOLDER", PORT.sub("HOST", answer["body"]))
+        text = LASTED.sub('"execution_time":0', text)
         text = STAMP.sub("-ft-STAMP", SECRET.sub("SECRET", TAG.sub('"sha256":""', text)))
         return {**answer, "body": MOMENT.sub("T", ID.sub(named, text))}
 
@@ -190,6 +195,7 @@ class Neighbours(RuleBasedStateMachine):
         self.b_has_a_webhook()
         for succeeds in (True, False):
             self.train_as_b(self.bs["file"][0], succeeds=succeeds)
+        self.b_lends_a_model()
         self.a_tries_everything_with_what_is_bs()
 
     def teardown(self) -> None:
@@ -202,6 +208,16 @@ class Neighbours(RuleBasedStateMachine):
         first, second = (world.neutral(answer) for world, answer in zip(self.worlds, raw, strict=True))
         assert first == second, f"{method} {path(0)}"
         assert first["status"] < 500
+        return raw
+
+    def about(self, names: tuple[str, str], ask: Callable[[World, str], dict[str, Any]]) -> list[dict[str, Any]]:
+        """Ask both as A about a model each, demand the same answer but for the name, and return both as they came."""
+        raw = [ask(world, name) for world, name in zip(self.worlds, names, strict=True)]
+        first, second = (
+            world.neutral({**answer, "body": answer["body"].replace(name, "MODEL")})
+            for world, answer, name in zip(self.worlds, raw, names, strict=True)
+        )
+        assert first == second
         return raw
 
     def note(self, raw: list[dict[str, Any]], kind: str) -> None:
@@ -264,6 +280,13 @@ class Neighbours(RuleBasedStateMachine):
         made = self.b.post("/webhook_endpoints", json=HOOK)
         if made.status_code == 200:
             self.bs["whe"].append(made.json()["id"])
+
+    @rule()
+    def b_lends_a_model(self) -> None:
+        path = f"/fine_tuning/checkpoints/{self.bs['model'][-1]}/permissions"
+        made = self.b.post(path, json={"project_ids": [self.worlds[0].third]})
+        if made.status_code == 200:
+            self.bs["cp"].append(made.json()["data"][0]["id"])
 
     # --- what A does, in both
 
@@ -332,6 +355,57 @@ class Neighbours(RuleBasedStateMachine):
             for world, answer, name in zip(self.worlds, answers, names, strict=True)
         ]
         assert neutral[0] == neutral[1]
+
+    @rule(draw=st.data(), foreign=st.booleans(), step=st.sampled_from(("", ":ckpt-step-2")))
+    def a_lends_a_model(self, draw: Any, foreign: bool, step: str) -> None:
+        def lend(world: World, name: str) -> dict[str, Any]:
+            path = f"/fine_tuning/checkpoints/{name}{step}/permissions"
+            return world.raw(world.a, "POST", path, json={"project_ids": [world.third]})
+
+        answers = self.about(self.pick(draw, "model", foreign=foreign), lend)
+        assert answers[0]["status"] == 404 or not foreign
+        if answers[0]["status"] == 200:
+            for world, answer in zip(self.worlds, answers, strict=True):
+                world.own["cp"].append(msgspec.json.decode(answer["body"])["data"][0]["id"])
+
+    @rule(draw=st.data(), foreign=st.booleans(), foreign_permission=st.booleans(), withdraws=st.booleans())
+    def a_looks_at_permissions(self, draw: Any, foreign: bool, foreign_permission: bool, withdraws: bool) -> None:
+        models = self.pick(draw, "model", foreign=foreign)
+        permissions = dict(zip(self.worlds, self.pick(draw, "cp", foreign=foreign_permission), strict=True))
+
+        def look(world: World, name: str) -> dict[str, Any]:
+            path = f"/fine_tuning/checkpoints/{name}/permissions"
+            if withdraws:
+                return world.raw(world.a, "DELETE", f"{path}/{permissions[world]}")
+            return world.raw(world.a, "GET", f"{path}?after={permissions[world]}&project_id={world.third}")
+
+        answers = self.about(models, look)
+        if foreign or (foreign_permission and withdraws):
+            assert answers[0]["status"] == 404
+
+    @rule(draw=st.data(), foreign=st.booleans(), step=st.sampled_from(("", ":ckpt-step-2")))
+    def a_asks_a_model(self, draw: Any, foreign: bool, step: str) -> None:
+        def chat(world: World, name: str) -> dict[str, Any]:
+            body = {"model": f"{name}{step}", "messages": [{"role": "user", "content": "Whose are you?"}]}
+            return world.raw(world.a, "POST", "/chat/completions", json=body)
+
+        answers = self.about(self.pick(draw, "model", foreign=foreign), chat)
+        assert answers[0]["status"] == (404 if foreign else answers[0]["status"])
+
+    @rule(draw=st.data(), foreign=st.booleans(), runs=st.booleans(), plain=st.booleans())
+    def a_grades(self, draw: Any, foreign: bool, runs: bool, plain: bool) -> None:
+        def grade(world: World, name: str) -> dict[str, Any]:
+            asked = [{"role": "user", "content": "Rate {{sample.output_text}}"}]
+            grader: dict[str, Any] = {"type": "score_model", "name": "judge", "model": name, "input": asked}
+            if plain:
+                reference = {"input": "{{sample.output_text}}", "reference": name, "operation": "eq"}
+                grader = {"type": "string_check", "name": "same", **reference}
+            path = f"/fine_tuning/alpha/graders/{'run' if runs else 'validate'}"
+            sample = {"model_sample": "well"} if runs else {}
+            return world.raw(world.a, "POST", path, json={"grader": grader, **sample})
+
+        answers = self.about(self.pick(draw, "model", foreign=foreign), grade)
+        assert answers[0]["status"] == (404 if foreign and not plain else answers[0]["status"])
 
     @rule(draw=st.data(), foreign=st.booleans())
     def a_follows_the_events_of_a_job_that_has_ended(self, draw: Any, foreign: bool) -> None:
