@@ -69,6 +69,8 @@ PATHS = {
     "upload": (("POST", "/uploads/{}/cancel"), ("POST", "/uploads/{}/parts"), ("POST", "/uploads/{}/complete")),
 }
 LISTS = {"file": "/files", "ftjob": "/fine_tuning/jobs", "upload": "/models", "whe": "/webhook_endpoints"}
+STEPS = ("", ":ckpt-step-2")
+"""What follows the name of a model: nothing, or which checkpoint."""
 HOOK = {"name": "same", "url": "http://127.0.0.1:9/hook", "event_types": ["fine_tuning.job.succeeded"]}
 
 
@@ -196,7 +198,11 @@ class Neighbours(RuleBasedStateMachine):
         for succeeds in (True, False):
             self.train_as_b(self.bs["file"][0], succeeds=succeeds)
         self.b_lends_a_model()
+        self.a_uploads(None, "a.jsonl")
+        files = (self.worlds[0].own["file"][0], self.worlds[1].own["file"][0])
+        self.train_as_a(files, ("tiny", "tiny"), suffix="own", succeeds=True)
         self.a_tries_everything_with_what_is_bs()
+        self.a_tries_everything_with_models()
 
     def teardown(self) -> None:
         for client in (self.b, *(world.a for world in self.worlds)):
@@ -228,8 +234,9 @@ class Neighbours(RuleBasedStateMachine):
     def pick(self, draw: Any, kind: str, *, foreign: bool) -> tuple[str, str]:
         """Return an id of that kind in each world: A's own, or B's and one that never was."""
         own = self.worlds[0].own[kind]
-        if foreign and self.bs[kind]:
-            return self.beside_a_ghost(kind, draw.draw(st.sampled_from(self.bs[kind])))
+        foreigners = [one for one in self.bs[kind] if one not in own]  # models made in one second have one name
+        if foreign and foreigners:
+            return self.beside_a_ghost(kind, draw.draw(st.sampled_from(foreigners)))
         if own:
             index = draw.draw(st.integers(0, len(own) - 1))
             return own[index], self.worlds[1].own[kind][index]
@@ -305,9 +312,12 @@ class Neighbours(RuleBasedStateMachine):
     def a_trains(self, draw: Any, foreign: bool, foreign_model: bool, succeeds: bool) -> None:
         files = self.pick(draw, "file", foreign=foreign)
         models = self.pick(draw, "model", foreign=True) if foreign_model and self.bs["model"] else ("tiny", "tiny")
+        self.train_as_a(files, models, suffix="same", succeeds=succeeds)
+
+    def train_as_a(self, files: tuple[str, str], models: tuple[str, str], *, suffix: str, succeeds: bool) -> None:
         answers: list[dict[str, Any]] = []
         for world, file, model in zip(self.worlds, files, models, strict=True):
-            body = {"model": model, "training_file": file, "suffix": "same", "seed": 1}
+            body = {"model": model, "training_file": file, "suffix": suffix, "seed": 1}
             answers.append(world.raw(world.a, "POST", "/fine_tuning/jobs", json=body))
         first, second = (
             world.neutral({**answer, "body": answer["body"].replace(model, "MODEL")})
@@ -356,56 +366,79 @@ class Neighbours(RuleBasedStateMachine):
         ]
         assert neutral[0] == neutral[1]
 
-    @rule(draw=st.data(), foreign=st.booleans(), step=st.sampled_from(("", ":ckpt-step-2")))
+    @rule(draw=st.data(), foreign=st.booleans(), step=st.sampled_from(STEPS))
     def a_lends_a_model(self, draw: Any, foreign: bool, step: str) -> None:
-        def lend(world: World, name: str) -> dict[str, Any]:
+        self.lend(self.pick(draw, "model", foreign=foreign), step, foreign=foreign)
+
+    @rule(draw=st.data(), foreign=st.booleans(), foreign_permission=st.booleans(), withdraws=st.booleans())
+    def a_looks_at_permissions(self, draw: Any, foreign: bool, foreign_permission: bool, withdraws: bool) -> None:
+        permissions = self.pick(draw, "cp", foreign=foreign_permission)
+        self.look(self.pick(draw, "model", foreign=foreign), permissions, withdraws=withdraws)
+
+    @rule(draw=st.data(), foreign=st.booleans(), step=st.sampled_from(STEPS))
+    def a_chats(self, draw: Any, foreign: bool, step: str) -> None:
+        self.chat(self.pick(draw, "model", foreign=foreign), step, foreign=foreign)
+
+    @rule(draw=st.data(), foreign=st.booleans(), runs=st.booleans(), plain=st.booleans())
+    def a_grades(self, draw: Any, foreign: bool, runs: bool, plain: bool) -> None:
+        self.grade(self.pick(draw, "model", foreign=foreign), runs=runs, plain=plain, foreign=foreign)
+
+    @rule()
+    def a_tries_everything_with_models(self) -> None:
+        strange = self.beside_a_ghost("model", self.bs["model"][-1])
+        own = (self.worlds[0].own["model"][-1], self.worlds[1].own["model"][-1])
+        permissions = self.beside_a_ghost("cp", self.bs["cp"][-1])
+        for models in (own, strange) if strange[0] not in self.worlds[0].own["model"] else (own,):
+            for step in STEPS:
+                self.lend(models, step, foreign=models is strange)
+                self.chat(models, step, foreign=models is strange)
+            for runs, plain in ((True, True), (True, False), (False, True), (False, False)):
+                self.grade(models, runs=runs, plain=plain, foreign=models is strange)
+            for withdraws in (False, True):
+                self.look(models, permissions, withdraws=withdraws)
+
+    def lend(self, models: tuple[str, str], step: str, *, foreign: bool) -> None:
+        def ask(world: World, name: str) -> dict[str, Any]:
             path = f"/fine_tuning/checkpoints/{name}{step}/permissions"
             return world.raw(world.a, "POST", path, json={"project_ids": [world.third]})
 
-        answers = self.about(self.pick(draw, "model", foreign=foreign), lend)
+        answers = self.about(models, ask)
         assert answers[0]["status"] == 404 or not foreign
         if answers[0]["status"] == 200:
             for world, answer in zip(self.worlds, answers, strict=True):
                 world.own["cp"].append(msgspec.json.decode(answer["body"])["data"][0]["id"])
 
-    @rule(draw=st.data(), foreign=st.booleans(), foreign_permission=st.booleans(), withdraws=st.booleans())
-    def a_looks_at_permissions(self, draw: Any, foreign: bool, foreign_permission: bool, withdraws: bool) -> None:
-        models = self.pick(draw, "model", foreign=foreign)
-        permissions = dict(zip(self.worlds, self.pick(draw, "cp", foreign=foreign_permission), strict=True))
+    def look(self, models: tuple[str, str], permissions: tuple[str, str], *, withdraws: bool) -> None:
+        of_world = dict(zip(self.worlds, permissions, strict=True))
 
-        def look(world: World, name: str) -> dict[str, Any]:
+        def ask(world: World, name: str) -> dict[str, Any]:
             path = f"/fine_tuning/checkpoints/{name}/permissions"
             if withdraws:
-                return world.raw(world.a, "DELETE", f"{path}/{permissions[world]}")
-            return world.raw(world.a, "GET", f"{path}?after={permissions[world]}&project_id={world.third}")
+                return world.raw(world.a, "DELETE", f"{path}/{of_world[world]}")
+            return world.raw(world.a, "GET", f"{path}?after={of_world[world]}&order=ascending")
 
-        answers = self.about(models, look)
-        if foreign or (foreign_permission and withdraws):
-            assert answers[0]["status"] == 404
+        self.about(models, ask)
 
-    @rule(draw=st.data(), foreign=st.booleans(), step=st.sampled_from(("", ":ckpt-step-2")))
-    def a_asks_a_model(self, draw: Any, foreign: bool, step: str) -> None:
-        def chat(world: World, name: str) -> dict[str, Any]:
+    def chat(self, models: tuple[str, str], step: str, *, foreign: bool) -> None:
+        def ask(world: World, name: str) -> dict[str, Any]:
             body = {"model": f"{name}{step}", "messages": [{"role": "user", "content": "Whose are you?"}]}
             return world.raw(world.a, "POST", "/chat/completions", json=body)
 
-        answers = self.about(self.pick(draw, "model", foreign=foreign), chat)
-        assert answers[0]["status"] == (404 if foreign else answers[0]["status"])
+        assert self.about(models, ask)[0]["status"] == 404 or not foreign
 
-    @rule(draw=st.data(), foreign=st.booleans(), runs=st.booleans(), plain=st.booleans())
-    def a_grades(self, draw: Any, foreign: bool, runs: bool, plain: bool) -> None:
-        def grade(world: World, name: str) -> dict[str, Any]:
+    def grade(self, models: tuple[str, str], *, runs: bool, plain: bool, foreign: bool) -> None:
+        def ask(world: World, name: str) -> dict[str, Any]:
             asked = [{"role": "user", "content": "Rate {{sample.output_text}}"}]
             grader: dict[str, Any] = {"type": "score_model", "name": "judge", "model": name, "input": asked}
             if plain:
                 reference = {"input": "{{sample.output_text}}", "reference": name, "operation": "eq"}
                 grader = {"type": "string_check", "name": "same", **reference}
-            path = f"/fine_tuning/alpha/graders/{'run' if runs else 'validate'}"
             sample = {"model_sample": "well"} if runs else {}
+            path = f"/fine_tuning/alpha/graders/{'run' if runs else 'validate'}"
             return world.raw(world.a, "POST", path, json={"grader": grader, **sample})
 
-        answers = self.about(self.pick(draw, "model", foreign=foreign), grade)
-        assert answers[0]["status"] == (404 if foreign and not plain else answers[0]["status"])
+        status = self.about(models, ask)[0]["status"]
+        assert status == (404 if foreign and not plain else status)
 
     @rule(draw=st.data(), foreign=st.booleans())
     def a_follows_the_events_of_a_job_that_has_ended(self, draw: Any, foreign: bool) -> None:
