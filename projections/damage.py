@@ -25,6 +25,7 @@ class DamagedRow(RoseError):
     """A row of a view is damaged."""
 
     default_code = DAMAGED_ROW
+    should_retry = False
 
     def __init__(self, view: str, id: str, remains: Any) -> None:
         super().__init__(

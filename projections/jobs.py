@@ -9,7 +9,7 @@ import msgspec
 
 from projections.damage import DAMAGED_ROW, DamagedRow, whole
 from projections.paging import Page
-from rose.domain.job_values import JobError
+from rose.domain.job_values import JobError, PauseReason
 from rose.domain.jobs import JobState, initial
 from rose.log.append import EntityRow
 from rose.log.pool import Pool, Record, fetch, fetch_row
@@ -40,7 +40,7 @@ BY_MODEL_NAME = "select id, doc from rose.jobs where model_name = $1 and project
 
 PAUSED = """
 select id, doc from rose.jobs
-where status = 'paused' and starts_with(doc ->> 'paused_because', $1)
+where status = 'paused' and doc ->> 'paused_because' = $1
 order by created_position
 """
 
@@ -99,8 +99,8 @@ async def newest_first(
     return Page.cut([_shown(found, project) for found in rows], limit)
 
 
-async def paused(pool: Pool, because: str) -> list[JobState]:
-    """Return the paused jobs whose reason begins with `because`, oldest first, without those whose row is damaged."""
+async def paused(pool: Pool, because: PauseReason) -> list[JobState]:
+    """Return the jobs that are paused because of that, oldest first, without those whose row is damaged."""
     states: list[JobState] = []
     for found in await fetch(pool, PAUSED, because):
         with suppress(DamagedRow):  # it is in the log

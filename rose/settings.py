@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import msgspec
 import platformdirs
@@ -266,13 +266,13 @@ def _parse(kind: Any, text: str | None) -> Any:
             return msgspec.json.decode(stripped)
         except msgspec.DecodeError:
             return text
-    if "dict[" in str(kind):
+    if get_origin(kind) is dict:
         pairs = [pair.strip() for pair in stripped.split(",") if pair.strip()]
         wrong = [pair for pair in pairs if "=" not in pair]
         if wrong:
             raise ValueError(f"{wrong[0]!r} is not name=value")
         return {name.strip(): value.strip() for name, _, value in (pair.partition("=") for pair in pairs)}
-    if "tuple[" in str(kind):
+    if get_origin(kind) is tuple:
         return [part.strip() for part in stripped.split(",") if part.strip()]
     if kind is bool:
         return {

@@ -17,20 +17,19 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
 from projections import keys as keys_view
-from rose.api.principal import NEEDS, NotAllowed, Principal
+from rose.api.principal import NEEDS, Principal
 from rose.api.services import services_of
 from rose.domain.keys import SCOPE_CLOSURE, SCOPES
-from rose.errors import NotAuthorised
+from rose.errors import NotAllowed, NotAuthorised
 from rose.settings import Settings
 
 PUBLIC = "public"
 """Marks a route that needs no key: `get(..., opt={PUBLIC: True})`."""
 
 
-class ForeignPage(NotAuthorised):
+class ForeignPage(NotAllowed):
     """A web page of another origin may not call this server."""
 
-    status = 403
     default_code = "foreign_page"
 
 

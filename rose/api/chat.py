@@ -14,56 +14,39 @@ import msgspec
 from litestar import Response
 from litestar.response import Stream
 
-from rose.api.body import check_values, read_object, require_text
+from rose.api.decoding import read_body
 from rose.api.engines import ask_engine
 from rose.api.errors import AnyRequest, error_json, path_of
 from rose.api.model_names import Base, Named, find_model
 from rose.api.principal import NEEDS, ThePrincipal
-from rose.api.routes import BOOLEAN, NUMBER, TEXT, WHOLE, listing, optional, post, record
+from rose.api.routes import post
 from rose.api.services import Services, TheServices
+from rose.decoding import check_values
 from rose.domain.job_values import BaseModel
-from rose.errors import InvalidRequest, NotFound, RoseError
+from rose.errors import NotFound, RoseError
 from rose.inference.client import says_something
-from rose.inference.request import Target, parse_request
+from rose.inference.request import ChatRequest, EngineRequest, Target, checked
 
 Value = TypeVar("Value")
 
-CHAT_BODY = record(
-    ("model", "messages"),
-    model=TEXT,
-    messages=listing(record(("role",), role=TEXT, content=TEXT)),
-    temperature=optional(NUMBER),
-    top_p=optional(NUMBER),
-    max_tokens=optional(WHOLE),
-    max_completion_tokens=optional(WHOLE),
-    n=optional(WHOLE),
-    seed=optional(WHOLE),
-    stop=optional(listing(TEXT)),
-    stream=optional(BOOLEAN),
-)
 CLIENT_LEFT = 499
 """Status of an answer that nobody is there to read."""
 
 logger = logging.getLogger(__name__)
 
 
-@post("/v1/chat/completions", body=CHAT_BODY, other="text/event-stream", opt={NEEDS: "read"})
+@post("/v1/chat/completions", body=ChatRequest, other="text/event-stream", opt={NEEDS: "read"})
 async def create_chat_completion(
     request: AnyRequest, services: TheServices, principal: ThePrincipal
 ) -> Response[Any] | Stream:
     """Answer a conversation, in one piece or as the tokens are made."""
-    body = await read_object(request, nul_allowed=True)
-    model = require_text(body, "model")
-    check_values({"model": model})  # what is asked may hold a NUL; what is looked up may not
-    if "messages" not in body:
-        raise InvalidRequest(
-            "Missing required parameter: messages.", code="missing_required_parameter", param="messages"
-        )
-    named = await find_model(services, principal.project, model)
+    body = await read_body(request, ChatRequest, nul_allowed=True)
+    check_values({"model": body.model})  # what is asked may hold a NUL; what is looked up may not
+    named = await find_model(services, principal.project, body.model)
     target = target_of(named)
-    asking = {**body, "rose": msgspec.to_builtins(target)}
-    parsed = parse_request(msgspec.json.encode(asking))
-    if not parsed.stream:
+    asking = {**msgspec.to_builtins(body), "rose": msgspec.to_builtins(target)}
+    checked(msgspec.convert(asking, EngineRequest))
+    if not body.stream:
         asked = ask_engine(services, target.base.fingerprint, lambda url: services.engines.complete(url, asking))
         answer = await unless_client_leaves(request, asked)
         return Response(answer, status_code=200 if answer is not None else CLIENT_LEFT)

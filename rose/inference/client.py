@@ -16,23 +16,17 @@ from typing import Any
 import httpx2
 import msgspec
 
-from rose.errors import InvalidRequest, NotAuthorised, NotFound, RoseError, TooLarge, Unavailable
+from rose.errors import RETRY_SECONDS, NotAuthorised, RoseError, Unavailable, error_of
 from rose.inference.generation import STOPPING, EngineBusy
 from rose.leases import LIVE_SECONDS, Worker
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0
+TOO_MANY_REQUESTS = 429
+"""What other engines say where ours says 503."""
 SILENCE_SECONDS = 600.0
 """Longest wait for the next byte: a first token may wait for a large model to be loaded."""
-
-_ERRORS: dict[int, type[RoseError]] = {
-    400: InvalidRequest,
-    401: NotAuthorised,
-    404: NotFound,
-    413: TooLarge,
-    503: Unavailable,
-}
 
 
 class EngineGone(Unavailable):
@@ -231,7 +225,7 @@ def _refusal(status: int, headers: httpx2.Headers, content: bytes) -> RoseError:
     facts: dict[str, Any] = told if isinstance(told, dict) else {}
     message = str(facts.get("message") or f"The inference engine answered with status {status}.")
     code, param = facts.get("code"), facts.get("param")
-    if status == 401:
+    if status == NotAuthorised.status:
         return Unavailable(
             "The inference engine refuses the API's token.",
             code="engine_token",
@@ -240,6 +234,7 @@ def _refusal(status: int, headers: httpx2.Headers, content: bytes) -> RoseError:
     if code == STOPPING:
         return EngineGone(message)
     wait = headers.get("retry-after", "")
-    if status in (429, 503) and wait.isdecimal():
-        return EngineBusy(message, code=code or "engine_busy", retry_after_seconds=float(wait))
-    return _ERRORS.get(status, RoseError)(message, code=code or "engine_error", param=param)
+    if status in (TOO_MANY_REQUESTS, Unavailable.status):
+        seconds = float(wait) if wait.isdecimal() else RETRY_SECONDS
+        return EngineBusy(message, code=code or "engine_busy", retry_after_seconds=seconds)
+    return error_of(status, code)(message, code=code or "engine_error", param=param)

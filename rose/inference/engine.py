@@ -23,6 +23,7 @@ from rose.inference.generation import STOPPING, EngineBusy, EngineStatus, Loaded
 from rose.inference.loading import Loader, NotEnoughMemory, full_key
 from rose.inference.request import GenerationRequest, Target
 from rose.inference.resident import Resident
+from rose.language_models.load import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -332,6 +333,6 @@ def _as_rose_error(error: Exception) -> RoseError:
     if isinstance(error, RoseError):
         return error
     log.error("the engine failed", exc_info=error)
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    if is_out_of_memory(error):
         return EngineBusy("The device has too little memory for this request now.", retry_after_seconds=5)
     return RoseError("The inference engine failed; its log has the details.", code="engine_error")

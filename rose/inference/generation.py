@@ -29,7 +29,6 @@ class EngineBusy(Unavailable):
     ) -> None:
         super().__init__(message, code=code, hint=hint)
         self.retry_after_seconds = retry_after_seconds
-        """When to ask again; the header Retry-After."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):

@@ -71,6 +71,7 @@ async def test_a_damaged_job(
     with pytest.raises(openai.InternalServerError) as refused:
         await api.openai.fine_tuning.jobs.cancel(jobs[1].id)
     assert refused.value.code == "damaged_row"
+    assert refused.value.response.headers["x-should-retry"] == "false"
     assert "rose projections rebuild jobs" in refused.value.message
 
     await rebuild(database_dsn, "jobs")

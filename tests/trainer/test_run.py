@@ -239,7 +239,7 @@ def test_a_changed_base_is_refused(tmp_path: Path, fixture_base: Path) -> None:
     job = Job(tmp_path, fixture_base, rows(pairs(2)))
     other = msgspec.structs.replace(job.located.base_model(), fingerprint="0" * 64)
     failed = failure(job.run(base=other))
-    assert (failed.code, failed.retryable) == ("base_changed", False)
+    assert (failed.code, failed.retryable) == ("wrong_base_model", False)
     assert "000000000000" in failed.message
 
 

@@ -16,13 +16,13 @@ import psutil
 import pytest
 
 from rose.domain.artifacts import Artifact
-from rose.domain.hyperparameter_requests import parse
 from rose.domain.hyperparameters import LoraSettings
 from rose.domain.job_values import BaseModel, BaseRequest, ParentModel
 from rose.errors import InvalidRequest
 from rose.language_models.locate import ModelNotAvailable, tiny_folder
 from rose.language_models.template import load_template
 from tests.eventually import eventually
+from tests.hyperparameters import parse
 from tests.trainer.runs import SEED_EXAMPLES, pairs, rows
 from trainer import fetching
 from trainer import validate as validation
