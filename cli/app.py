@@ -118,7 +118,7 @@ app.command(events)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `rose` and return its exit status, 0 when done; the others: docs/operations.md, "Exit statuses"."""
+    """Run `rose` and return its exit status, 0 when done; the others: docs/api.md, "Errors"."""
     from cyclopts import CycloptsError
 
     try:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 import msgspec
 
+from projections.damage import DAMAGED_ROW, DamagedRow, whole
 from projections.paging import Page
-from rose.domain.job_values import PauseReason
-from rose.domain.jobs import JobState
+from rose.domain.job_values import JobError, PauseReason
+from rose.domain.jobs import JobState, initial
 from rose.log.append import EntityRow
 from rose.log.pool import Pool, Record, fetch, fetch_row
 
+VIEW = "jobs"
+
 # Newest first. $1: project. $2: id to start behind; an unknown one gives no row. $4: metadata that a job must have.
 LIST = """
-select doc from rose.jobs
+select id, doc from rose.jobs
 where project = $1
   and created_position < case when $2::text is null then 9223372036854775807
                          else (select created_position from rose.jobs where id = $2 and project = $1) end
@@ -26,14 +30,16 @@ LIST_ALL = LIST.format(chosen="")
 LIST_WITH_METADATA = LIST.format(chosen="and metadata @> $4::jsonb")
 LIST_WITHOUT_METADATA = LIST.format(chosen="and metadata is null")
 UNFINISHED = """
-select doc from rose.jobs where status in ('validating_files', 'queued', 'running', 'paused') order by created_position
+select id, doc from rose.jobs
+where status in ('validating_files', 'queued', 'running', 'paused')
+order by created_position
 """
-FIND = "select doc from rose.jobs where id = $1"
-GET = "select doc from rose.jobs where id = $1 and project = $2"
-BY_MODEL_NAME = "select doc from rose.jobs where model_name = $1 and project = $2"
+FIND = "select id, doc from rose.jobs where id = $1"
+GET = "select id, doc from rose.jobs where id = $1 and project = $2"
+BY_MODEL_NAME = "select id, doc from rose.jobs where model_name = $1 and project = $2"
 
 PAUSED = """
-select doc from rose.jobs
+select id, doc from rose.jobs
 where status = 'paused' and doc ->> 'paused_because' = $1
 order by created_position
 """
@@ -45,23 +51,27 @@ def row(state: JobState) -> EntityRow:
 
 
 async def find(pool: Pool, job_id: str) -> JobState | None:
-    """Return the job, whosever it is: for the house itself, never for a caller."""
+    """Return the job, whosever it is: for the house itself, never for a caller. Raises: DamagedRow."""
     return _state(await fetch_row(pool, FIND, job_id))
 
 
 async def get(pool: Pool, project: str, job_id: str) -> JobState | None:
-    """Return the project's job, or None when it has none of that id."""
-    return _state(await fetch_row(pool, GET, job_id, project))
+    """Return the project's job, or None when it has none of that id; a damaged row as in `newest_first`."""
+    found = await fetch_row(pool, GET, job_id, project)
+    return None if found is None else _shown(found, project)
 
 
 async def by_model_name(pool: Pool, project: str, name: str) -> JobState | None:
-    """Return the project's job that reserved `name` for its model, whether or not the model exists by now."""
+    """Return the project's job that reserved `name` for its model, whether or not the model exists by now.
+
+    Raises: DamagedRow.
+    """
     return _state(await fetch_row(pool, BY_MODEL_NAME, name, project))
 
 
 async def unfinished(pool: Pool) -> list[JobState]:
-    """Return every job that has not ended, oldest first."""
-    return [msgspec.json.decode(found["doc"], type=JobState) for found in await fetch(pool, UNFINISHED)]
+    """Return every job that has not ended, oldest first. Raises: DamagedRow."""
+    return [whole(VIEW, found["id"], found["doc"], initial) for found in await fetch(pool, UNFINISHED)]
 
 
 async def newest_first(
@@ -75,7 +85,8 @@ async def newest_first(
 ) -> Page[JobState]:
     """Return up to `limit` jobs of the project behind the job `after`, newest first; none when `after` is unknown.
 
-    `metadata`: every pair must be there, exactly. `without_metadata`: only jobs that have none.
+    `metadata`: every pair must be there, exactly. `without_metadata`: only jobs that have none. A job whose row is
+    damaged is there as one that failed for that reason, with what can be read of it.
     """
     if metadata and without_metadata:
         return Page(entries=[], has_more=False)
@@ -85,13 +96,32 @@ async def newest_first(
     else:
         query = LIST_WITHOUT_METADATA if without_metadata else LIST_ALL
         rows = await fetch(pool, query, project, after, limit + 1)
-    return Page.cut([msgspec.json.decode(found["doc"], type=JobState) for found in rows], limit)
+    return Page.cut([_shown(found, project) for found in rows], limit)
 
 
 async def paused(pool: Pool, because: PauseReason) -> list[JobState]:
-    """Return the jobs that are paused because of that, oldest first."""
-    return [msgspec.json.decode(found["doc"], type=JobState) for found in await fetch(pool, PAUSED, because)]
+    """Return the jobs that are paused because of that, oldest first, without those whose row is damaged."""
+    states: list[JobState] = []
+    for found in await fetch(pool, PAUSED, because):
+        with suppress(DamagedRow):  # it is in the log
+            states.append(whole(VIEW, found["id"], found["doc"], initial))
+    return states
 
 
 def _state(found: Record | None) -> JobState | None:
-    return None if found is None else msgspec.json.decode(found["doc"], type=JobState)
+    return None if found is None else whole(VIEW, found["id"], found["doc"], initial)
+
+
+def _shown(found: Record, project: str) -> JobState:
+    """Return the job; when its row is damaged, one that failed for that reason: to be shown, never to be stored."""
+    try:
+        return whole(VIEW, found["id"], found["doc"], initial)
+    except DamagedRow as error:
+        return msgspec.structs.replace(
+            error.remains,
+            id=found["id"],
+            project=project,
+            status="failed",
+            run=None,
+            error=JobError(code=DAMAGED_ROW, message=str(error)),
+        )

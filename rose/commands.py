@@ -13,6 +13,7 @@ import msgspec
 from projections import files as files_view
 from projections import jobs as jobs_view
 from projections import models as models_view
+from projections.damage import whole
 from rose.domain import bases, files, job_commands, jobs, models
 from rose.domain.catalogue import Event
 from rose.domain.hyperparameters import LoraSettings
@@ -79,7 +80,7 @@ class Commands:
         `lease` is written with the append; a job that ends loses its lease instead. `fenced` makes the append carry
         the command's epoch, so that it is refused once the lease is lost.
 
-        Raises: NotFound, InvalidState, StaleEpoch; Conflict when a claim meets a live lease.
+        Raises: NotFound, InvalidState, StaleEpoch, DamagedRow; Conflict when a claim meets a live lease.
         """
         epoch: int | None = getattr(command, "epoch") if fenced else None  # noqa: B009 - only run commands have one
 
@@ -167,13 +168,13 @@ class Commands:
     async def delete_file(
         self, file_id: str, at: int, request: Request, *, respond: Respond | None = None
     ) -> Outcome[files.FileState]:
-        """End a file's use. Raises: NotFound."""
+        """End a file's use. Raises: NotFound, DamagedRow."""
 
         async def load() -> tuple[files.FileState, int]:
             found = await read.load_row(self._pool, "files", file_id)
             if found is None:
                 raise missing_file(file_id)
-            return msgspec.json.decode(found[0], type=files.FileState), found[1]
+            return whole("files", file_id, found[0], files.initial), found[1]
 
         def write(state: files.FileState, version: int) -> tuple[files.FileState, list[StreamWrite]]:
             return _entity_write(files, files.DeleteFile(at=at), state, version, f"file/{file_id}", files_view.row)
@@ -183,13 +184,13 @@ class Commands:
     async def delete_model(
         self, job_id: str, at: int, request: Request, *, respond: Respond | None = None
     ) -> Outcome[models.ModelState]:
-        """End the use of the model that a job made. Raises: NotFound."""
+        """End the use of the model that a job made. Raises: NotFound, DamagedRow."""
 
         async def load() -> tuple[models.ModelState, int]:
             found = await read.load_row(self._pool, "models", job_id)
             if found is None:
                 raise NotFound(f"The job {job_id} has no model", code="model_not_found", param="model")
-            return msgspec.json.decode(found[0], type=models.ModelState), found[1]
+            return whole("models", job_id, found[0], models.initial), found[1]
 
         def write(state: models.ModelState, version: int) -> tuple[models.ModelState, list[StreamWrite]]:
             return _entity_write(models, models.DeleteModel(at=at), state, version, f"model/{job_id}", models_view.row)
@@ -215,7 +216,7 @@ class Commands:
         found = await read.load_row(self._pool, "jobs", job_id)
         if found is None:
             raise missing_job(job_id)
-        return msgspec.json.decode(found[0], type=jobs.JobState), found[1]
+        return whole("jobs", job_id, found[0], jobs.initial), found[1]
 
     async def _loop(
         self,

@@ -31,7 +31,7 @@ async def ask_engine(services: Services, fingerprint: str, ask: Callable[[str], 
     While none is there, or when it goes away before `ask` has returned, wait for up to `engine_wait_seconds` and ask
     again. To be cancelled when whoever asks has left.
 
-    Raises: what `ask` raises; EngineGone after the wait, or at once when too many wait already.
+    Raises: what `ask` raises; EngineGone after the wait, when the API is being stopped, or at once when too many wait.
     """
     try:
         return await _ask_once(services, fingerprint, ask)
@@ -42,7 +42,7 @@ async def ask_engine(services: Services, fingerprint: str, ask: Callable[[str], 
         lost = int(gone.lost)
         until = anyio.current_time() + patience_seconds
         pause = FIRST_PAUSE_SECONDS
-        while lost < MAX_LOST and (left := until - anyio.current_time()) > 0:
+        while lost < MAX_LOST and not services.tailer.stopped and (left := until - anyio.current_time()) > 0:
             await anyio.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             try:

@@ -13,6 +13,7 @@ from litestar.params import FromPath
 from msgspec import UNSET
 
 from projections import files as files_view
+from projections.damage import DamagedRow
 from rose.api import schema, wire
 from rose.api.asking import asked, stored_answer
 from rose.api.decoding import read_query
@@ -142,7 +143,10 @@ async def list_files(
 @get("/v1/files/{file_id:str}")
 async def get_file(services: TheServices, principal: ThePrincipal, file_id: FromPath[str]) -> schema.File:
     """Describe one file."""
-    return wire.file(await usable(services, principal.project, file_id))
+    try:
+        return wire.file(await usable(services, principal.project, file_id))
+    except DamagedRow as error:
+        return wire.file(error.remains)
 
 
 @delete("/v1/files/{file_id:str}", answer=schema.Deleted)
@@ -160,7 +164,7 @@ async def delete_file(
 
 
 async def usable(services: Services, project: str, file_id: str) -> FileState:
-    """Return the project's file. Raises: NotFound."""
+    """Return the project's file. Raises: NotFound, DamagedRow."""
     check_values({"id": file_id})
     state = await files_view.get(services.pool, project, file_id, now=int(time.time()))
     if state is None:

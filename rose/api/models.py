@@ -18,6 +18,7 @@ from litestar.response import Stream
 
 from projections import models as models_view
 from projections import permissions as permissions_view
+from projections.damage import DamagedRow
 from rose.api import schema, wire
 from rose.api.asking import asked, stored_answer
 from rose.api.content import attachment, read_blob
@@ -38,13 +39,16 @@ TAR_END = bytes(2 * TAR_BLOCK)
 async def list_models(services: TheServices, principal: ThePrincipal) -> schema.ModelListing:
     """List fine-tuned models, newest first, then the bases that have a name here."""
     tuned = [
-        wire.fine_tuned_model(state, _folder(services, state.artifact.path if state.artifact else ""))
+        wire.damaged_model(state)
+        if isinstance(state, models_view.DamagedModel)
+        else wire.fine_tuned_model(state, _folder(services, state.artifact.path if state.artifact else ""))
         for state in await models_view.newest_first(services.pool, principal.project)
     ]
-    lent = [
-        await find_tuned(services, principal.project, name) for name in await _lent_names(services, principal.project)
-    ]
-    tuned += [_tuned(services, one, principal.project) for one in lent if one is not None]
+    for name in await _lent_names(services, principal.project):
+        with suppress(DamagedRow):  # whose it is sees that
+            lent = await find_tuned(services, principal.project, name)
+            if lent is not None:
+                tuned.append(_tuned(services, lent, principal.project))
     imported = imported_bases(services)
     bases = [wire.base_model(name, source, imported.get(source)) for name, source in known_bases(services).items()]
     return schema.ModelListing(data=[*tuned, *await _aliased(services, principal.project), *bases])
@@ -54,7 +58,15 @@ async def list_models(services: TheServices, principal: ThePrincipal) -> schema.
 async def get_model(services: TheServices, principal: ThePrincipal, model: FromPath[str]) -> schema.Model:
     """Describe a model, a checkpoint or a base."""
     name = _name(model)
-    tuned = await find_tuned(services, principal.project, name) or await find_aliased(services, principal.project, name)
+    try:
+        tuned = await find_tuned(services, principal.project, name) or await find_aliased(
+            services, principal.project, name
+        )
+    except DamagedRow as error:
+        damaged = error.remains
+        if isinstance(damaged, models_view.DamagedModel) and damaged.project == principal.project:
+            return wire.damaged_model(damaged)
+        raise
     if tuned is not None:
         return _tuned(services, tuned, principal.project)
     known = known_bases(services)
@@ -120,7 +132,7 @@ async def _aliased(services: Services, project: str) -> list[schema.Model]:
     """Return the fine-tuned models of a project that have an alias, under that."""
     found: list[schema.Model] = []
     for alias, target in tuned_aliases(services).items():
-        with suppress(NotFound):  # it is being made
+        with suppress(NotFound, DamagedRow):  # it is being made; or the list shows it under its own name
             tuned = await find_tuned(services, project, target)
             if tuned is not None:
                 found.append(msgspec.structs.replace(_tuned(services, tuned, project), id=alias))

@@ -105,6 +105,9 @@ class File(Struct, frozen=True, kw_only=True, omit_defaults=True):
     filename: str
     purpose: str
     status: str
+    """processed; error when the row in the database is damaged."""
+    status_details: str | UnsetType = UNSET
+    """Why the status is error, and what helps."""
     sha256: str
     """ROSE: hash of the content; an identical file need not be uploaded again."""
     expires_at: int | UnsetType = UNSET
@@ -440,6 +443,14 @@ class JobMetrics(Struct, frozen=True, kw_only=True):
 # --- models, and who may use them
 
 
+class ModelError(Struct, frozen=True, kw_only=True):
+    """Why a model cannot be used."""
+
+    code: str
+    """damaged_row: its row in the database is damaged."""
+    message: str
+
+
 class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A model that answers, or a base that can be trained."""
 
@@ -465,6 +476,8 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """ROSE: the file that an imported base was made of."""
     quantisation: str | UnsetType = UNSET
     """ROSE: how an imported base's numbers were rounded before, for example `Q4_1, dequantised to float16`."""
+    error: ModelError | UnsetType = UNSET
+    """ROSE: why it cannot be used."""
 
 
 class ModelListing(Struct, frozen=True, kw_only=True):

@@ -8,6 +8,9 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from projections.checkpoints import CheckpointRow
+from projections.damage import DAMAGED_ROW
+from projections.files import DamagedFile
+from projections.models import DamagedModel
 from rose.api import schema
 from rose.domain import keys, projects
 from rose.domain.files import FileState
@@ -53,17 +56,19 @@ def listing(data: list[NamedEntry], *, has_more: bool, none: str | None = None) 
 
 
 def file(state: FileState) -> schema.File:
-    """Return the file as clients see it."""
-    assert state.artifact is not None
+    """Return the file as clients see it; of one whose row is damaged what is left."""
+    damaged = isinstance(state, DamagedFile)
+    assert state.artifact is not None or damaged
     return schema.File(
         id=state.id,
         object="file",
-        bytes=state.artifact.bytes,
+        bytes=state.artifact.bytes if state.artifact else 0,
         created_at=state.created_at,
         filename=state.filename,
         purpose=state.purpose,
-        status="processed",
-        sha256=state.artifact.sha256,
+        status="error" if damaged else "processed",
+        status_details=state.damage if damaged else msgspec.UNSET,
+        sha256=state.artifact.sha256 if state.artifact else "",
         expires_at=msgspec.UNSET if state.expires_at is None else state.expires_at,
         job_id=msgspec.UNSET if state.job_id is None else state.job_id,
     )
@@ -145,6 +150,20 @@ def fine_tuned_model(state: ModelState, folder: str) -> schema.Model:
         step=state.step,
         artifact=state.artifact,
         folder=folder,
+    )
+
+
+def damaged_model(state: DamagedModel) -> schema.Model:
+    """Return what is left of a model whose row is damaged."""
+    return schema.Model(
+        id=state.name or state.job_id,
+        object="model",
+        created=state.created_at,
+        owned_by=schema.ORGANIZATION,
+        kind=state.kind,
+        source=state.base.source if state.base else "",
+        job_id=state.job_id,
+        error=schema.ModelError(code=DAMAGED_ROW, message=state.damage),
     )
 
 

@@ -204,3 +204,17 @@ async def test_only_so_many_wait(api: Running, monkeypatch: pytest.MonkeyPatch) 
             refused = await api.http.post("/v1/chat/completions", json=CHAT)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_engine")
         tasks.cancel_scope.cancel()
+
+
+async def test_an_api_that_is_being_stopped_keeps_nobody_waiting(api: Running) -> None:
+    codes: list[int] = []
+
+    async def ask() -> None:
+        codes.append((await api.http.post("/v1/chat/completions", json=CHAT)).status_code)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await waits(api)
+            api.services.tailer.stop()
+    assert codes == [503]
