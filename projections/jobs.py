@@ -27,6 +27,10 @@ LIST_WITHOUT_METADATA = LIST.format(chosen="and metadata is null")
 UNFINISHED = """
 select doc from rose.jobs where status in ('validating_files', 'queued', 'running', 'paused') order by created_position
 """
+UNFINISHED_OF = """
+select id from rose.jobs
+where project = $1 and status in ('validating_files', 'queued', 'running', 'paused') order by created_position
+"""
 FIND = "select doc from rose.jobs where id = $1"
 GET = "select doc from rose.jobs where id = $1 and project = $2"
 BY_MODEL_NAME = "select doc from rose.jobs where model_name = $1 and project = $2"
@@ -61,6 +65,11 @@ async def by_model_name(pool: Pool, project: str, name: str) -> JobState | None:
 async def unfinished(pool: Pool) -> list[JobState]:
     """Return every job that has not ended, oldest first."""
     return [msgspec.json.decode(found["doc"], type=JobState) for found in await fetch(pool, UNFINISHED)]
+
+
+async def unfinished_of(pool: Pool, project: str) -> list[str]:
+    """Return the ids of the project's jobs that have not ended, oldest first."""
+    return [found["id"] for found in await fetch(pool, UNFINISHED_OF, project)]
 
 
 async def newest_first(

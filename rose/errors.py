@@ -8,6 +8,7 @@
     ├── NotFound              404  exit 3
     ├── MethodNotSupported    405  exit 2
     ├── TooLarge              413  exit 6
+    ├── LimitReached          429  exit 5   a limit of the project; `code` names it
     ├── Conflict              (internal) another writer was first: reload and decide again
     │   └── StaleEpoch        (internal) the lease is lost: whoever holds it must stop
     ├── Unavailable           503  exit 7   a service that is needed does not answer
@@ -103,6 +104,27 @@ class TooLarge(RoseError):
     exit_code = 6
     kind = "invalid_request_error"
     default_code = "too_large"
+
+
+class LimitReached(RoseError):
+    """A limit of the project is reached."""
+
+    status = 429
+    exit_code = 5
+    kind = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        code: str | None = None,
+        hint: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code, hint=hint)
+        self.retry_after_seconds = retry_after_seconds
+        """When to ask again; None where waiting for some seconds does not help."""
 
 
 class Conflict(RoseError):

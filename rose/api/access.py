@@ -35,7 +35,8 @@ class ForeignPage(NotAuthorised):
 
 
 async def check_access(connection: ASGIConnection, handler: BaseRouteHandler) -> None:  # type: ignore[type-arg]
-    """Let a call pass, with who calls in its state, or refuse it. Raises: NotAuthorised, NotAllowed, ForeignPage."""
+    """Let a call pass, with who calls in its state, or refuse it. Raises: NotAuthorised, NotAllowed, ForeignPage;
+    LimitReached."""
     services = services_of(connection.app)
     if handler.opt.get(PUBLIC):
         return
@@ -50,6 +51,8 @@ async def check_access(connection: ASGIConnection, handler: BaseRouteHandler) ->
     else:
         _check_page(connection.headers.get("host", ""), connection.headers.get("origin"), services.settings)
         principal = Principal()
+    connection.scope["state"]["principal"] = principal
+    services.limits.take_request(principal.project, connection.scope)
     method = str(dict(connection.scope).get("method"))
     needed = handler.opt.get(NEEDS) or ("read" if method in ("GET", "HEAD") else "write")
     if needed not in principal.scopes:
@@ -57,7 +60,6 @@ async def check_access(connection: ASGIConnection, handler: BaseRouteHandler) ->
             f"This key has the scope {_widest(principal)}; {method} {connection.scope['path']} needs {needed}.",
             hint="Ask whoever administers this ROSE for another key.",
         )
-    connection.scope["state"]["principal"] = principal
 
 
 def _secret(authorization: str) -> str:

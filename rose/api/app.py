@@ -40,6 +40,8 @@ MAX_BODY_BYTES = 16 << 20
 """Largest JSON body; uploads have a setting of their own."""
 EXPOSED_HEADERS = [
     *("x-request-id", "openai-processing-ms", "openai-version"),
+    *("retry-after", "retry-after-ms", "x-should-retry"),
+    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
     *("etag", "accept-ranges", "content-range", "content-disposition"),
 ]
 

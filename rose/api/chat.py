@@ -15,6 +15,7 @@ from litestar import Response
 from litestar.response import Stream
 
 from rose import leases
+from rose.api.accounts import Account
 from rose.api.decoding import read_body
 from rose.api.errors import AnyRequest, error_json, path_of
 from rose.api.model_names import Base, Named, find_model
@@ -25,6 +26,7 @@ from rose.decoding import check_values
 from rose.domain.job_values import BaseModel
 from rose.errors import NotFound, RoseError
 from rose.inference.request import ChatRequest, EngineRequest, Target, checked
+from rose.inference.wire import Counted
 
 Value = TypeVar("Value")
 
@@ -42,6 +44,8 @@ async def create_chat_completion(
     body = await read_body(request, ChatRequest, nul_allowed=True)
     check_values({"model": body.model})  # what is asked may hold a NUL; what is looked up may not
     named = await find_model(services, principal.project, body.model)
+    services.limits.require_tokens(principal.project, request.scope)
+    account = Account(services, principal.project, named.name, request.scope)
     target = target_of(named)
     asking = {**msgspec.to_builtins(body), "rose": msgspec.to_builtins(target)}
     checked(msgspec.convert(asking, EngineRequest))
@@ -49,8 +53,10 @@ async def create_chat_completion(
     url = services.engines.choose(engines, target.base.fingerprint)
     if not body.stream:
         answer = await unless_client_leaves(request, services.engines.complete(url, asking))
+        if answer is not None:
+            account.count_answer(answer)
         return Response(answer, status_code=200 if answer is not None else CLIENT_LEFT)
-    frames = _passed_on(services, url, asking)
+    frames = _passed_on(services, url, asking, account)
     # Before the answer begins, so that a refusal is a status and not a broken stream.
     if await unless_client_leaves(request, anext(frames)) is None:
         return Response(None, status_code=CLIENT_LEFT)
@@ -69,19 +75,31 @@ async def refuse_other_kinds(request: AnyRequest) -> None:
     )
 
 
-async def _passed_on(services: Services, url: str, asking: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+async def _passed_on(
+    services: Services, url: str, asking: dict[str, Any], account: Account
+) -> AsyncGenerator[bytes, None]:
     """Yield nothing once the engine has accepted, then its data lines as frames.
 
     Leaving early closes the connection to the engine, which frees it.
     """
-    async with services.engines.stream(url, asking) as lines:
-        yield b""
+    counted, sent = Counted(prompt_tokens=0, completion_tokens=None), 0
+
+    def note(news: Counted) -> None:
+        nonlocal counted
+        counted = news
+
+    async with services.engines.stream(url, asking, note) as lines:
         try:
+            yield b""
             async for line in lines:
                 yield f"data: {line}\n\n".encode()
+                sent += 1
         except RoseError as error:
             logger.warning("a completion broke off: %s", error)
             yield b"data: " + error_json(error) + b"\n\n"
+        finally:  # of an answer that broke off it is known only how many pieces the client got
+            made = sent if counted.completion_tokens is None else counted.completion_tokens
+            account.count(counted.prompt_tokens, made)
 
 
 async def unless_client_leaves(request: AnyRequest, work: Awaitable[Value]) -> Value | None:

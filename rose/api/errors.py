@@ -23,6 +23,7 @@ from rose.api.schema import ErrorAnswer, ErrorBody
 from rose.errors import (
     Conflict,
     InvalidRequest,
+    LimitReached,
     MethodNotSupported,
     NoSpace,
     NotFound,
@@ -70,6 +71,12 @@ def answer(error: RoseError) -> Response[bytes]:
         headers["retry-after"] = str(math.ceil(wait))
     if isinstance(error, NoSpace):
         headers["x-should-retry"] = "false"
+    if isinstance(error, LimitReached):
+        if error.retry_after_seconds is None:
+            headers["x-should-retry"] = "false"
+        else:
+            headers["retry-after"] = str(math.ceil(error.retry_after_seconds))
+            headers["retry-after-ms"] = str(math.ceil(error.retry_after_seconds * 1000))
     return Response(error_json(error), status_code=status, media_type="application/json", headers=headers)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any
@@ -17,6 +17,7 @@ import msgspec
 
 from rose.errors import InvalidRequest, NotAuthorised, NotFound, RoseError, TooLarge, Unavailable
 from rose.inference.generation import EngineBusy
+from rose.inference.wire import COUNTED, Counted
 from rose.leases import Worker
 
 logger = logging.getLogger(__name__)
@@ -96,8 +97,12 @@ class EngineClient:
             return answer
 
     @asynccontextmanager
-    async def stream(self, url: str, request: dict[str, Any]) -> AsyncGenerator[AsyncIterator[str]]:
+    async def stream(
+        self, url: str, request: dict[str, Any], on_counted: Callable[[Counted], object] = lambda _: None
+    ) -> AsyncGenerator[AsyncIterator[str]]:
         """Give the `data:` lines of a streamed answer (their JSON, then `[DONE]`) as the engine sends them.
+
+        `on_counted` is told the prompt's tokens before the first line, and all before the last one.
 
         Raises: as `complete`, before the first line; within the lines Unavailable when the connection breaks.
         """
@@ -106,7 +111,7 @@ class EngineClient:
             async with asking as response:
                 if response.status_code != 200:
                     raise _refusal(response.status_code, response.headers, await response.aread())
-                yield _data_lines(url, response)
+                yield _data_lines(url, response, on_counted)
 
     @contextmanager
     def _call(self, url: str) -> Generator[None]:
@@ -119,6 +124,7 @@ class EngineClient:
             self._asking[url] -= 1
 
 
+_COUNTED = COUNTED.decode()
 _JSON = {"content-type": "application/json"}
 
 
@@ -139,11 +145,15 @@ def _unavailable(url: str) -> Generator[None]:
         ) from error
 
 
-async def _data_lines(url: str, response: httpx2.Response) -> AsyncGenerator[str]:
+async def _data_lines(
+    url: str, response: httpx2.Response, on_counted: Callable[[Counted], object]
+) -> AsyncGenerator[str]:
     with _unavailable(url):
         async for line in response.aiter_lines():
             if line.startswith("data:"):
                 yield line.removeprefix("data:").removeprefix(" ")
+            elif line.startswith(_COUNTED):
+                on_counted(msgspec.json.decode(line.removeprefix(_COUNTED), type=Counted))
 
 
 def _decoded(content: bytes) -> Any:
