@@ -15,6 +15,7 @@ from rose.errors import (
     InvalidDataset,
     InvalidRequest,
     InvalidState,
+    LimitReached,
     MethodNotSupported,
     NoSpace,
     NotAuthorised,
@@ -34,6 +35,7 @@ _BY_STATUS: dict[int, type[RoseError]] = {
     404: NotFound,
     405: MethodNotSupported,
     413: TooLarge,
+    429: LimitReached,
     503: Unavailable,
     507: NoSpace,
 }

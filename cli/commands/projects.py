@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import quote
 
 from cyclopts import Parameter
 
 from cli.options import COMMON, Common
-from cli.output import moment
+from cli.output import duration, moment, size
 from rose.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "default"
 DAY_SECONDS = 86400
+UNFINISHED = ("validating_files", "queued", "running", "paused")
 
 
 def create_project(name: str, /, *, common: Common = COMMON) -> None:
@@ -61,6 +64,39 @@ def archive_project(project: str, /, *, common: Common = COMMON) -> None:
     with common.client() as client:
         gone = client.organization("POST", f"/projects/{_project(client, project)}/archive")
     common.output.show(gone, identity=gone["id"], lines=[f"Project archived: {gone['id']} ({gone['name']})"])
+
+
+def show_usage(project: str = "current", /, *, common: Common = COMMON) -> None:
+    """Show what a project has done and what it stores, and its limits.
+
+    Parameters
+    ----------
+    project
+        Its id or its name; default: the project that the key works in.
+    """
+    with common.client() as client:
+        used = client.organization("GET", f"/projects/{quote(_meant(client, project), safe='')}/usage")
+    jobs, stored, answered, limits = used["jobs"], used["stored_bytes"], used["completions"], used["limits"]
+    unfinished = sum(jobs[status] for status in UNFINISHED)
+    states = ", ".join(f"{count} {status}" for status, count in jobs.items() if count) or "none"
+    kinds = ", ".join(f"{kind} {size(stored[kind])}" for kind in ("files", "uploads", "models"))
+    lines = [
+        f"Project          {used['project_id']}",
+        f"Jobs             {states}",
+        f"Unfinished jobs  {unfinished}{_of(limits['unfinished_jobs'], str)}",
+        f"Trained          {used['trained_tokens']} tokens in {duration(used['training_seconds'])}",
+        f"Stored           {size(stored['total'])}{_of(limits['stored_bytes'], size)} ({kinds})",
+        f"Answered         {answered['num_model_requests']} requests: {answered['input_tokens']} tokens in, "
+        f"{answered['output_tokens']} out",
+    ]
+    for measure in ("requests", "tokens"):
+        if limits[f"{measure}_per_minute"] is not None:
+            lines.append(f"Limit            {limits[f'{measure}_per_minute']} {measure} per minute")
+    common.output.show(used, identity=used["project_id"], lines=lines)
+
+
+def _of(limit: int | None, shown: Callable[[int], str]) -> str:
+    return "" if limit is None else f" of {shown(limit)}"
 
 
 def create_key(
@@ -149,6 +185,11 @@ def revoke_key(key: str, /, *, common: Common = COMMON) -> None:
 
 def _projects(client: Client, *, archived: bool) -> list[dict[str, Any]]:
     return client.organization_list("/projects", include_archived="true" if archived else "false")
+
+
+def _meant(client: Client, given: str) -> str:
+    """Return the id of the project that is meant. An id needs no list of all projects, which only admins may see."""
+    return given if given in ("current", DEFAULT) or given.startswith("proj_") else _project(client, given)
 
 
 def _project(client: Client, given: str) -> str:

@@ -27,6 +27,7 @@ from rose.api import (
     permissions,
     preview,
     uploads,
+    usage,
     webhooks,
 )
 from rose.api.access import PUBLIC, check_access
@@ -71,6 +72,7 @@ def litestar_app(services: Services) -> Litestar:
         *models.HANDLERS,
         *organization.HANDLERS,
         *permissions.HANDLERS,
+        *usage.HANDLERS,
         *webhooks.HANDLERS,
         *chat.HANDLERS,
     ]
