@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx2
@@ -24,6 +24,8 @@ from rose.errors import (
     TooLarge,
     Unavailable,
 )
+
+Answer = TypeVar("Answer")
 
 _ID_LENGTH = 20
 _PART_TIMEOUT = httpx2.Timeout(120.0, connect=5.0)
@@ -45,6 +47,9 @@ _BY_CODE: dict[str, type[RoseError]] = {
     "invalid_training_file": InvalidDataset,
 }
 MAX_STREAM_RESTARTS = 60
+MAX_WAITS = 10
+"""How often a call waits for the rate limit before it gives up."""
+LONGEST_WAIT_SECONDS = 120.0
 RESULTS = "fine-tune-results"
 """Purpose of the files that jobs make."""
 
@@ -73,10 +78,14 @@ class Client:
 
     def upload(self, path: Path, purpose: str) -> dict[str, Any]:
         """Upload a file; its content is streamed from the disk."""
-        with path.open("rb") as content:
-            return self._call(
-                "POST", "/files", files={"file": (path.name, content)}, data={"purpose": purpose}, timeout=None
-            )
+
+        def send() -> dict[str, Any]:
+            with path.open("rb") as content:
+                return self._call_once(
+                    "POST", "/files", files={"file": (path.name, content)}, data={"purpose": purpose}, timeout=None
+                )
+
+        return patiently(send)
 
     def create_upload(self, filename: str, purpose: str, size: int) -> dict[str, Any]:
         """Announce a file that comes in parts."""
@@ -86,7 +95,7 @@ class Client:
     def add_part(self, upload_id: str, data: IO[bytes]) -> dict[str, Any]:
         """Send a part, from the beginning of `data` to its end."""
         path = f"/uploads/{quote(upload_id, safe='')}/parts"
-        return self._call("POST", path, files={"data": ("part", data)}, timeout=_PART_TIMEOUT)
+        return self._call_once("POST", path, files={"data": ("part", data)}, timeout=_PART_TIMEOUT)
 
     def complete_upload(self, upload_id: str, part_ids: list[str], md5: str) -> dict[str, Any]:
         """Make a file of the parts."""
@@ -304,6 +313,9 @@ class Client:
     # --- transport
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
+        return patiently(lambda: self._call_once(method, path, **options))
+
+    def _call_once(self, method: str, path: str, **options: Any) -> Any:
         with self._reach():
             response = self._http.request(method, path, **options)
         if response.status_code >= 400:
@@ -347,7 +359,10 @@ class Client:
         stated = body.get("error") if isinstance(body, dict) else None
         if not isinstance(stated, dict):
             return self._stranger(response.status_code)
-        return _stated(stated, response.status_code)
+        problem = _stated(stated, response.status_code)
+        if isinstance(problem, LimitReached) and response.headers.get("x-should-retry") != "false":
+            problem.retry_after_seconds = _seconds(response.headers)
+        return problem
 
     def _stranger(self, status: int) -> Unavailable:
         return Unavailable(
@@ -355,6 +370,31 @@ class Client:
             code="not_rose",
             hint="See where ROSE answers with `rose status`, or name its address with --url or ROSE_URL.",
         )
+
+
+def patiently(ask: Callable[[], Answer]) -> Answer:
+    """Return what `ask` returns; where the server says when to come back, ask again then.
+
+    Raises: what `ask` raises; LimitReached when waiting does not help, or has not helped.
+    """
+    import time
+
+    for left in reversed(range(MAX_WAITS + 1)):
+        try:
+            return ask()
+        except LimitReached as limit:
+            wait = limit.retry_after_seconds
+            if wait is None or wait > LONGEST_WAIT_SECONDS or not left:
+                raise
+            time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _seconds(headers: httpx2.Headers) -> float | None:
+    try:
+        return int(headers["retry-after-ms"]) / 1000 if "retry-after-ms" in headers else float(headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
 
 
 def _stated(error: dict[str, Any], status: int) -> RoseError:

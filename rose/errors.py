@@ -119,10 +119,11 @@ class LimitReached(RoseError):
         message: str | None = None,
         *,
         code: str | None = None,
+        param: str | None = None,
         hint: str | None = None,
         retry_after_seconds: float | None = None,
     ) -> None:
-        super().__init__(message, code=code, hint=hint)
+        super().__init__(message, code=code, param=param, hint=hint)
         self.retry_after_seconds = retry_after_seconds
         """When to ask again; None where waiting for some seconds does not help."""
 

@@ -13,14 +13,16 @@ import time
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from litestar import Request
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
 from projections import keys as keys_view
 from rose.api.principal import NEEDS, NotAllowed, Principal
+from rose.api.receiving import drain
 from rose.api.services import services_of
 from rose.domain.keys import SCOPE_CLOSURE, SCOPES
-from rose.errors import NotAuthorised
+from rose.errors import LimitReached, NotAuthorised
 from rose.settings import Settings
 
 PUBLIC = "public"
@@ -52,7 +54,12 @@ async def check_access(connection: ASGIConnection, handler: BaseRouteHandler) ->
         _check_page(connection.headers.get("host", ""), connection.headers.get("origin"), services.settings)
         principal = Principal()
     connection.scope["state"]["principal"] = principal
-    services.limits.take_request(principal.project, connection.scope)
+    try:
+        services.limits.take_request(principal.project, connection.scope)
+    except LimitReached:
+        if isinstance(connection, Request):
+            await drain(connection.stream())
+        raise
     method = str(dict(connection.scope).get("method"))
     needed = handler.opt.get(NEEDS) or ("read" if method in ("GET", "HEAD") else "write")
     if needed not in principal.scopes:

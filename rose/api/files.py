@@ -47,9 +47,12 @@ async def create_file(request: AnyRequest, services: TheServices, principal: The
             hint="Send it in parts (POST /v1/uploads), or let the server's setting max_upload_bytes allow more.",
         )
     await anyio.to_thread.run_sync(services.blobs.require_space, announced, settings.min_free_bytes)
-    await require_bytes(
-        services.pool, principal.project, max(announced - FORM_OVERHEAD_BYTES, 0), settings.max_project_bytes
-    )
+    at_least = max(announced - FORM_OVERHEAD_BYTES, 0)
+    try:
+        await require_bytes(services.pool, principal.project, at_least, settings.max_project_bytes)
+    except LimitReached:
+        await drain(request.stream())
+        raise
     blob = await anyio.to_thread.run_sync(services.blobs.open_temporary, "upload")
     try:
         filename, purpose, lifetime = await _receive(request, settings.max_upload_bytes, blob)

@@ -86,6 +86,17 @@ async def test_the_sdks_own_retry_waits_as_long_as_it_is_told(settings: Callable
         assert 1.0 < time.monotonic() - began < 10.0, "one request in two seconds comes back"
 
 
+async def test_a_refused_upload_is_read_to_its_end_so_that_its_client_sees_why(
+    settings: Callable[..., Settings], pool: Pool
+) -> None:
+    large = b"x" * (24 << 20)
+    given = settings(port=free_port(), requests_per_minute=2, max_project_bytes=1 << 20, min_free_bytes=0)
+    async with serving(given, pool) as api:
+        for match in ("bytes", "bytes", "2 requests per minute"):
+            with pytest.raises(openai.RateLimitError, match=match):
+                await api.openai.files.create(file=("large.jsonl", large), purpose="user_data")
+
+
 async def test_a_project_that_asks_too_much_is_nothing_to_the_others(
     settings: Callable[..., Settings], pool: Pool
 ) -> None:
