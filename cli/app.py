@@ -118,7 +118,7 @@ app.command(events)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `rose` and return its exit status: STYLE's list, from 0 (done) to 130 (interrupted)."""
+    """Run `rose` and return its exit status, 0 when done; the others: docs/operations.md, "Exit statuses"."""
     from cyclopts import CycloptsError
 
     try:

@@ -100,21 +100,29 @@ end
 $$;
 
 -- What a project stores, by kind. Uploads count with what was announced; deleted and expired things do not count.
-create or replace function rose.stored_bytes(p_project text)
-returns table (files bigint, uploads bigint, models bigint)
-language sql stable as $$
-    select
-        (select coalesce(sum(bytes), 0)::bigint from rose.files
-         where project = p_project and not deleted
-           and coalesce(expires_at > extract(epoch from clock_timestamp()), true)),
-        (select coalesce(sum(bytes), 0)::bigint from rose.uploads
-         where project = p_project and not ended and expires_at > extract(epoch from clock_timestamp())),
-        (select coalesce(sum((doc -> 'artifact' ->> 'bytes')::bigint), 0)::bigint from rose.models
-         where project = p_project and not deleted)
-        + (select coalesce(sum((checkpoint -> 'artifact' ->> 'bytes')::bigint), 0)::bigint
-           from rose.jobs, jsonb_array_elements(doc -> 'checkpoints') as checkpoint
-           where project = p_project
-             and not exists (select from rose.models where models.id = jobs.id and models.deleted))
+create or replace function rose.stored_bytes(
+    p_project text, out file_bytes bigint, out upload_bytes bigint, out model_bytes bigint
+)
+language plpgsql stable as $$
+declare
+    now_seconds bigint := extract(epoch from clock_timestamp());
+begin
+    select coalesce(sum(bytes), 0) into file_bytes from rose.files
+    where project = p_project and not deleted and coalesce(expires_at > now_seconds, true);
+
+    select coalesce(sum(bytes), 0) into upload_bytes from rose.uploads
+    where project = p_project and not ended and expires_at > now_seconds;
+
+    select coalesce(sum(bytes), 0) into model_bytes from (
+        select (doc -> 'artifact' ->> 'bytes')::bigint as bytes from rose.models
+        where project = p_project and not deleted
+        union all
+        select (checkpoint -> 'artifact' ->> 'bytes')::bigint
+        from rose.jobs, jsonb_array_elements(doc -> 'checkpoints') as checkpoint
+        where project = p_project
+          and not exists (select from rose.models where models.id = jobs.id and models.deleted)
+    ) as stored;
+end
 $$;
 
 -- Refuse what would take a project over a limit. Until the commit no other append of the project passes here with the
@@ -131,7 +139,7 @@ begin
         select count(*) into used from rose.jobs
         where project = owner and status in ('validating_files', 'queued', 'running', 'paused');
     when 'bytes' then
-        select files + uploads + models into used from rose.stored_bytes(owner);
+        select file_bytes + upload_bytes + model_bytes into used from rose.stored_bytes(owner);
     else
         raise exception 'there is no quota of %', p_quota ->> 'of' using errcode = 'RS004';
     end case;
@@ -177,6 +185,9 @@ begin
     on conflict (command_id) do nothing;
     if not found then
         select * into known from rose.commands where command_id = p_command_id;
+        if not found then  -- it was there a moment ago: the sweeper has forgotten it
+            raise exception 'the command id % has just been forgotten', p_command_id using errcode = 'RS001';
+        end if;
         if known.request_hash is distinct from p_request_hash then
             raise exception 'the command id % belongs to another request', p_command_id using errcode = 'RS003';
         end if;

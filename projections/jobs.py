@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from projections.paging import Page
+from rose.domain.job_values import PauseReason
 from rose.domain.jobs import JobState
 from rose.log.append import EntityRow
 from rose.log.pool import Pool, Record, fetch, fetch_row
@@ -43,7 +44,7 @@ BY_MODEL_NAME = "select doc from rose.jobs where model_name = $1 and project = $
 
 PAUSED = """
 select doc from rose.jobs
-where status = 'paused' and starts_with(doc ->> 'paused_because', $1)
+where status = 'paused' and doc ->> 'paused_because' = $1
 order by created_position
 """
 
@@ -119,8 +120,8 @@ async def newest_first(
     return Page.cut([msgspec.json.decode(found["doc"], type=JobState) for found in rows], limit)
 
 
-async def paused(pool: Pool, because: str) -> list[JobState]:
-    """Return the paused jobs whose reason begins with `because`, oldest first."""
+async def paused(pool: Pool, because: PauseReason) -> list[JobState]:
+    """Return the jobs that are paused because of that, oldest first."""
     return [msgspec.json.decode(found["doc"], type=JobState) for found in await fetch(pool, PAUSED, because)]
 
 

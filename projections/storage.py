@@ -6,7 +6,7 @@ import msgspec
 
 from rose.log.pool import Pool, fetch_row
 
-STORED = "select files, uploads, models from rose.stored_bytes($1)"
+STORED = "select file_bytes as files, upload_bytes as uploads, model_bytes as models from rose.stored_bytes($1)"
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):

@@ -166,7 +166,7 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(announce)
-            tasks.start_soon(sweeper.run, pool, blobs, stop)
+            tasks.start_soon(sweeper.run, pool, blobs, stop, given.idempotency_seconds)
             await server.serve(sockets=[listener])
             tasks.cancel_scope.cancel()
 

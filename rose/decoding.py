@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -19,13 +18,13 @@ import msgspec
 from msgspec import inspect
 
 from rose.errors import InvalidRequest
+from rose.wording import LISTS, kinds, may_be, members, shown, sizes_broken, type_of
 
 Value = TypeVar("Value")
 
 MAX_KEY_SHOWN = 80
 MAX_DEPTH = 100
 """Values in values that a body may hold; templates and other readers of it would fail where it is much deeper."""
-MAX_CHOICES_SHOWN = 12
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LOWEST, _HIGHEST = -(1 << 63), (1 << 64) - 1
 """Numbers that every reader of JSON can hold; with them infinity, which `1e999` is read as, is refused, too."""
@@ -144,7 +143,7 @@ class _Meant:
 
 def _places(info: inspect.Type, path: str) -> Iterator[tuple[str, str]]:
     """Yield each key that a description has, with its path."""
-    for one in _options(info):
+    for one in members(info):
         if isinstance(one, inspect.StructType):
             for field in one.fields:
                 place = _at(path, field.encode_name)
@@ -160,7 +159,7 @@ def _without_unknown(value: Any, info: inspect.Type, path: str, meant: _Meant) -
     Raises: InvalidRequest naming the first key, from the outside in, that is unknown where none may be.
     """
     if isinstance(value, list):
-        item = next((one.item_type for one in _options(info) if isinstance(one, _LISTS)), None)
+        item = next((one.item_type for one in members(info) if isinstance(one, LISTS)), None)
         if item is None:
             return value
         return [_without_unknown(one, item, f"{path}[{index}]", meant) for index, one in enumerate(value)]
@@ -168,7 +167,7 @@ def _without_unknown(value: Any, info: inspect.Type, path: str, meant: _Meant) -
         return value
     struct = _struct_of(value, info)
     if struct is None:
-        inner = next((one.value_type for one in _options(info) if isinstance(one, inspect.DictType)), None)
+        inner = next((one.value_type for one in members(info) if isinstance(one, inspect.DictType)), None)
         if inner is None or isinstance(inner, inspect.AnyType):
             return value
         return {key: _without_unknown(one, inner, _at(path, key), meant) for key, one in value.items()}
@@ -186,12 +185,9 @@ def _without_unknown(value: Any, info: inspect.Type, path: str, meant: _Meant) -
     }
 
 
-_LISTS = (inspect.ListType, inspect.VarTupleType)
-
-
 def _struct_of(value: dict[str, Any], info: inspect.Type) -> inspect.StructType | None:
     """Return which struct of the description the object is meant to be: the only one, or the one with its tag."""
-    structs = [one for one in _options(info) if isinstance(one, inspect.StructType)]
+    structs = [one for one in members(info) if isinstance(one, inspect.StructType)]
     if len(structs) == 1:
         return structs[0]
     return next((one for one in structs if one.tag_field and value.get(one.tag_field) == one.tag), None)
@@ -214,11 +210,11 @@ def _refusal(told: str, value: Any, kind: Any, param: str, texts: bool) -> Inval
         return _about_a_key(told, found, info, where, value, kind, texts)
     where_or_body = where or "The request body"
     if not texts and re.fullmatch(r"Expected `[^`]+`, got `[^`]+`", text):
-        message = f"{where_or_body} must be {_kinds(info)}; it is {type_of(found)}."
+        message = f"{where_or_body} must be {kinds(info)}; it is {type_of(found)}."
         return _error(message, "invalid_type", where)
-    if isinstance(found, (str, list, dict)) and (size := _sizes(found, info)):
+    if isinstance(found, (str, list, dict)) and (size := sizes_broken(found, info)):
         return _error(f"{where_or_body} must have {size}; it has {len(found)}.", "invalid_value", where)
-    return _error(f"{where_or_body} is {_shown(found)}; it must be {may_be(info)}.", "invalid_value", where)
+    return _error(f"{where_or_body} is {shown(found)}; it must be {may_be(info)}.", "invalid_value", where)
 
 
 def _about_a_key(
@@ -226,8 +222,8 @@ def _about_a_key(
 ) -> InvalidRequest:
     path = where if where.startswith(("[", ".")) or not where else f".{where}"
     key = _culprit(told, value, path, found if isinstance(found, dict) else {}, kind, texts)
-    keys = next((one.key_type for one in _options(info) if isinstance(one, inspect.DictType)), None)
-    size = _sizes(key, keys) or may_be(keys)
+    keys = next((one.key_type for one in members(info) if isinstance(one, inspect.DictType)), None)
+    size = sizes_broken(key, keys) or may_be(keys)
     return _error(f"Keys of {where} must have {size}; {key[:80]!r} has {len(key)}.", "invalid_value", where)
 
 
@@ -242,7 +238,7 @@ def _follow(told: str, value: Any, kind: Any, place: str, texts: bool) -> tuple[
             where, place = f"{where}.{name}", place[1 + len(name) :]
             value = value.get(name, _NO_ENTRY) if isinstance(value, dict) else _NO_ENTRY
             continue
-        place, options = place[step.end() :], _options(info)
+        place, options = place[step.end() :], members(info)
         if step[1] == "...":
             entries = value if isinstance(value, dict) else {}
             key = _culprit(told, root, where, entries, kind, texts)
@@ -251,7 +247,7 @@ def _follow(told: str, value: Any, kind: Any, place: str, texts: bool) -> tuple[
         else:
             where, at = f"{where}[{step[1]}]", int(step[1])
             value = value[at] if isinstance(value, list) and at < len(value) else _NO_ENTRY
-            info = next((one.item_type for one in options if isinstance(one, _LISTS)), None)
+            info = next((one.item_type for one in options if isinstance(one, LISTS)), None)
     return where, value, info
 
 
@@ -297,127 +293,6 @@ def _at(path: str, name: str | int) -> str:
         return f"{path}[{name}]"
     shown = name[:MAX_KEY_SHOWN].encode("utf-8", "replace").decode().replace("\0", "?")
     return f"{path}.{shown}" if path else shown
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        return repr(value[:80])
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return repr(value)[:80]
-
-
-def type_of(value: Any) -> str:
-    """Return what a value of JSON is, in words."""
-    if isinstance(value, float):
-        return f"{value}"
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
-    return names.get(type(value), "a list" if isinstance(value, list) else "an object")
-
-
-def _options(info: inspect.Type | None) -> list[Any]:
-    """Return the alternatives of a description: of a union its members, else itself."""
-    if isinstance(info, inspect.Metadata):
-        return _options(info.type)
-    if isinstance(info, inspect.UnionType):
-        return [one for each in info.types for one in _options(each)]
-    return [] if info is None else [info]
-
-
-def may_be(info: inspect.Type | None) -> str:
-    """Say what a value may be, with its bounds: `auto or a whole number from 1 to 50`."""
-    return _joined(info, bounds=True)
-
-
-def _kinds(info: inspect.Type | None) -> str:
-    """Say of which types a value may be, without bounds."""
-    return _joined(info, bounds=False)
-
-
-def _joined(info: inspect.Type | None, *, bounds: bool) -> str:
-    options = _options(info)
-    choices = [str(value) for one in options if isinstance(one, inspect.LiteralType) for value in one.values]
-    others = [_words(one, bounds) for one in options if not isinstance(one, (inspect.LiteralType, inspect.NoneType))]
-    if len(choices) > 2 and not others:
-        rest = ", …" if len(choices) > MAX_CHOICES_SHOWN else ""
-        return f"one of {', '.join(choices[:MAX_CHOICES_SHOWN])}{rest}"
-    words = list(dict.fromkeys([*choices, *others]))
-    if not words:
-        return "another value"
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-def _words(info: Any, bounds: bool) -> str:
-    match info:
-        case inspect.IntType():
-            return f"a whole number{_range(info) if bounds else ''}"
-        case inspect.FloatType():
-            return f"a number{_range(info) if bounds else ''}"
-        case inspect.BoolType():
-            return "true or false" if bounds else "a boolean"
-        case inspect.StrType():
-            size = _size(info, "characters") if bounds else ""
-            return f"a string of {size}" if size else "a string"
-        case inspect.ListType() | inspect.VarTupleType():
-            size = _size(info, "entries") if bounds else ""
-            return f"a list of {size}" if size else "a list"
-        case inspect.TupleType(item_types=items):
-            return f"a list of {len(items)} entries"
-        case _:
-            return "an object"
-
-
-def _range(info: Any) -> str:
-    """Return the bounds of a number in words, with a space before them."""
-    low = info.ge if info.ge is not None else info.gt
-    high = info.le if info.le is not None else info.lt
-    below = "" if info.le is not None else "below "
-    if low is None and high is None:
-        return ""
-    if high is None:
-        return f" of {low:g} or more" if info.ge is not None else f" above {low:g}"
-    if low is None:
-        return f" up to {below}{_number(high)}"
-    return (
-        f" from {_number(low)} to {below}{_number(high)}"
-        if info.ge is not None
-        else (f" above {_number(low)}, up to {below}{_number(high)}")
-    )
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if math.isfinite(value) and value == int(value) else f"{value:g}"
-
-
-def _size(info: Any, what: str) -> str:
-    """Return the bounds of a length in words, "" when there are none."""
-    low, high = info.min_length, info.max_length
-    if low is None and high is None:
-        return ""
-    if high is None:
-        return f"at least {low} {_singular(what) if low == 1 else what}"
-    return f"{low} to {high} {what}" if low is not None else f"at most {high} {what}"
-
-
-def _singular(what: str) -> str:
-    return {"characters": "character", "entries": "entry", "pairs": "pair"}[what]
-
-
-def _sizes(found: Any, info: inspect.Type | None) -> str:
-    """Return the bounds that the length of a text, list or object breaks, in words; "" when it breaks none."""
-    wanted, what = (
-        ((inspect.StrType,), "characters")
-        if isinstance(found, str)
-        else (_LISTS, "entries")
-        if isinstance(found, list)
-        else ((inspect.DictType,), "pairs")
-    )
-    for one in _options(info):
-        if isinstance(one, wanted):
-            low, high = one.min_length or 0, one.max_length
-            if len(found) < low or (high is not None and len(found) > high):
-                return _size(one, what)
-    return ""
 
 
 def json_schema(kind: Any) -> dict[str, Any]:

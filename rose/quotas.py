@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from projections import jobs as jobs_view
 from projections import storage
-from rose.errors import LimitReached
+from rose.errors import ProjectFull
 from rose.log.append import Quota
 
 if TYPE_CHECKING:
@@ -20,21 +20,21 @@ def of_bytes(project: str, adds: int, most: int | None) -> Quota | None:
     return None if most is None else Quota(of="bytes", project=project, adds=adds, most=most)
 
 
-async def too_many_jobs(pool: Pool, project: str, most: int) -> LimitReached:
+async def too_many_jobs(pool: Pool, project: str, most: int) -> ProjectFull:
     """Return the error for one job too many. Raises: Unavailable."""
     found = await jobs_view.unfinished_of(pool, project)
     shown = ", ".join(found[:MAX_SHOWN]) + (", …" if len(found) > MAX_SHOWN else "")
-    return LimitReached(
+    return ProjectFull(
         f"The project {project} has {len(found)} unfinished jobs of {most} ({shown}).",
         code="project_jobs_limit",
         hint="Cancel one, or wait until one has ended.",
     )
 
 
-async def too_many_bytes(pool: Pool, project: str, adds: int, most: int) -> LimitReached:
+async def too_many_bytes(pool: Pool, project: str, adds: int, most: int) -> ProjectFull:
     """Return the error for what does not fit into a project's storage any more. Raises: Unavailable."""
     stored = await storage.of_project(pool, project)
-    return LimitReached(
+    return ProjectFull(
         f"The project {project} stores {stored.total} of {most} bytes (files {stored.files}, uploads {stored.uploads}, "
         f"models and checkpoints {stored.models}); {adds} more do not fit.",
         code="project_bytes_limit",
@@ -43,6 +43,6 @@ async def too_many_bytes(pool: Pool, project: str, adds: int, most: int) -> Limi
 
 
 async def require_bytes(pool: Pool, project: str, adds: int, most: int | None) -> None:
-    """Refuse early what would be refused in the end. Raises: LimitReached; Unavailable."""
+    """Refuse early what would be refused in the end. Raises: ProjectFull; Unavailable."""
     if most is not None and (await storage.of_project(pool, project)).total + adds > most:
         raise await too_many_bytes(pool, project, adds, most)

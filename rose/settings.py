@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import msgspec
 import platformdirs
@@ -34,6 +34,8 @@ LIMITS = (
     "max_project_event_streams",
 )
 """Settings that limit every project; without a value each is off."""
+SHORTEST_MEMORY_SECONDS = 600.0
+"""Longer than any retry of a request or of a trainer's append lasts."""
 DEVICE = re.compile(r"(auto|cpu|mps|cuda(:\d+)?)\Z")
 
 
@@ -99,6 +101,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Event streams that a project may have open at each API process; default: any number."""
     result_file_encoding: str = "plain"
     """`plain` CSV, or `base64` as the hosted service sends it."""
+    idempotency_seconds: float = 86400.0
+    """How long a repeated request (`Idempotency-Key`) gets the answer of the first one; then it is a new one."""
     lease_seconds: float = 60.0
     """How long a claim on a job lasts without renewal."""
     renew_seconds: float = 5.0
@@ -131,6 +135,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Shared secret between API and engines; required when an engine does not listen on loopback."""
     inference_idle_seconds: float = 1800.0
     """Idle time after which an engine drops a base model."""
+    engine_wait_seconds: float = 30.0
+    """How long a chat waits for an inference engine that starts again, before it gets 503; 0: not at all."""
     inference_threads: int | None = None
     """Threads of the inference engine; default: cores minus one."""
     webhook_private_targets: bool = False
@@ -230,6 +236,12 @@ def _check(settings: Settings) -> None:
             f"it must lie between renew_seconds ({settings.renew_seconds:g}) and lease_seconds "
             f"({settings.lease_seconds:g}), so that a run ends before another trainer may take its job",
         ),
+        ("engine_wait_seconds", settings.engine_wait_seconds >= 0, "it must be 0 or above"),
+        (
+            "idempotency_seconds",
+            settings.idempotency_seconds >= SHORTEST_MEMORY_SECONDS,
+            f"it must be at least {SHORTEST_MEMORY_SECONDS:g}, so that retries of SDKs and of trainers are recognised",
+        ),
         ("poll_seconds", settings.poll_seconds > 0, "it must be above 0"),
         ("recovery_steps", settings.recovery_steps is None or settings.recovery_steps > 0, "it must be above 0"),
         ("max_attempts", settings.max_attempts > 0, "it must be above 0"),
@@ -277,13 +289,13 @@ def _parse(kind: Any, text: str | None) -> Any:
             return msgspec.json.decode(stripped)
         except msgspec.DecodeError:
             return text
-    if "dict[" in str(kind):
+    if get_origin(kind) is dict:
         pairs = [pair.strip() for pair in stripped.split(",") if pair.strip()]
         wrong = [pair for pair in pairs if "=" not in pair]
         if wrong:
             raise ValueError(f"{wrong[0]!r} is not name=value")
         return {name.strip(): value.strip() for name, _, value in (pair.partition("=") for pair in pairs)}
-    if "tuple[" in str(kind):
+    if get_origin(kind) is tuple:
         return [part.strip() for part in stripped.split(",") if part.strip()]
     if kind is bool:
         return {

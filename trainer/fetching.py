@@ -42,7 +42,7 @@ Tell = Callable[[str], None]
 def fetch_base(base: BaseRequest, *, models: Path, offline: bool, tell: Tell) -> LocatedBase:
     """Return the requested base, complete and on this machine.
 
-    Raises: ModelNotAvailable when it cannot be had, or is not the one that the job goes on from.
+    Raises: ModelNotAvailable when it cannot be had; WrongBaseModel when it is not the one that the job goes on from.
     """
     revision = base.pinned.revision if base.pinned else None
     if base.source == TINY and revision is None and not is_built(tiny_folder(models)):
@@ -52,7 +52,7 @@ def fetch_base(base: BaseRequest, *, models: Path, offline: bool, tell: Tell) ->
     with _telling_growth(hub_cache_folder(base.source), tell):
         located = locate(base.source, revision=revision, models_dir=models, offline=offline)
     if base.pinned is not None:
-        verify_fingerprint(located, base.pinned)
+        verify_fingerprint(located, base.pinned, "The model to go on from")
     return located
 
 
@@ -91,9 +91,9 @@ def _fetch_smollm2(models: Path, tell: Tell) -> None:
             tell("download")
     try:
         answer("".join(lines))
+    except NoSpace:
+        raise
     except RoseError as error:
-        if error.code == NoSpace.default_code:
-            raise NoSpace(error.message, hint=error.hint) from error
         raise ModelNotAvailable(error.message, code=error.code, hint=error.hint) from error
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import msgspec
 from cyclopts import Parameter
 
 from cli.options import COMMON, Common
 from cli.output import duration, moment, size
+from rose.api import schema
 from rose.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ def create_project(name: str, /, *, common: Common = COMMON) -> None:
         What people call it.
     """
     with common.client() as client:
-        made = client.organization("POST", "/projects", {"name": name})
+        made = client.create_project(name)
     lines = [
-        f"Project created: {made['id']} ({made['name']})",
-        f"Make a key for it: rose keys create NAME --project {made['id']}",
+        f"Project created: {made.id} ({made.name})",
+        f"Make a key for it: rose keys create NAME --project {made.id}",
     ]
-    common.output.show(made, identity=made["id"], lines=lines)
+    common.output.show(made, identity=made.id, lines=lines)
 
 
 def list_projects(
@@ -48,8 +49,8 @@ def list_projects(
         Archived ones, too.
     """
     with common.client() as client:
-        found = _projects(client, archived=archived)
-    rows = [(one["id"], one["name"], one["status"], moment(one["created_at"])) for one in found]
+        found = client.projects(archived=archived)
+    rows = [(one.id, one.name, one.status, moment(one.created_at)) for one in found]
     common.output.table(("project", "name", "status", "created"), rows, things=found, empty="No projects.")
 
 
@@ -62,8 +63,8 @@ def archive_project(project: str, /, *, common: Common = COMMON) -> None:
         Its id or its name.
     """
     with common.client() as client:
-        gone = client.organization("POST", f"/projects/{_project(client, project)}/archive")
-    common.output.show(gone, identity=gone["id"], lines=[f"Project archived: {gone['id']} ({gone['name']})"])
+        gone = client.archive_project(_project(client, project))
+    common.output.show(gone, identity=gone.id, lines=[f"Project archived: {gone.id} ({gone.name})"])
 
 
 def show_usage(project: str = "current", /, *, common: Common = COMMON) -> None:
@@ -75,24 +76,22 @@ def show_usage(project: str = "current", /, *, common: Common = COMMON) -> None:
         Its id or its name; default: the project that the key works in.
     """
     with common.client() as client:
-        used = client.organization("GET", f"/projects/{quote(_meant(client, project), safe='')}/usage")
-    jobs, stored, answered, limits = used["jobs"], used["stored_bytes"], used["completions"], used["limits"]
-    unfinished = sum(jobs[status] for status in UNFINISHED)
+        used = client.project_usage(_meant(client, project))
+    jobs, stored, answered, limits = used.jobs, used.stored_bytes, used.completions, used.limits
     states = ", ".join(f"{count} {status}" for status, count in jobs.items() if count) or "none"
-    kinds = ", ".join(f"{kind} {size(stored[kind])}" for kind in ("files", "uploads", "models"))
     lines = [
-        f"Project          {used['project_id']}",
+        f"Project          {used.project_id}",
         f"Jobs             {states}",
-        f"Unfinished jobs  {unfinished}{_of(limits['unfinished_jobs'], str)}",
-        f"Trained          {used['trained_tokens']} tokens in {duration(used['training_seconds'])}",
-        f"Stored           {size(stored['total'])}{_of(limits['stored_bytes'], size)} ({kinds})",
-        f"Answered         {answered['num_model_requests']} requests: {answered['input_tokens']} tokens in, "
-        f"{answered['output_tokens']} out",
+        f"Unfinished jobs  {sum(jobs[status] for status in UNFINISHED)}{_of(limits.unfinished_jobs, str)}",
+        f"Trained          {used.trained_tokens} tokens in {duration(used.training_seconds)}",
+        f"Stored           {size(stored.total)}{_of(limits.stored_bytes, size)} (files {size(stored.files)}, "
+        f"uploads {size(stored.uploads)}, models {size(stored.models)})",
+        f"Answered         {answered.num_model_requests} requests: {answered.input_tokens} tokens in, "
+        f"{answered.output_tokens} out",
     ]
-    for measure in ("requests", "tokens"):
-        if limits[f"{measure}_per_minute"] is not None:
-            lines.append(f"Limit            {limits[f'{measure}_per_minute']} {measure} per minute")
-    common.output.show(used, identity=used["project_id"], lines=lines)
+    rates = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
+    lines += [f"Limit            {rate} {what} per minute" for what, rate in rates.items() if rate is not None]
+    common.output.show(used, identity=used.project_id, lines=lines)
 
 
 def _of(limit: int | None, shown: Callable[[int], str]) -> str:
@@ -121,18 +120,18 @@ def create_key(
     days
         After how many days it opens nothing any more; default: never.
     """
-    body: dict[str, Any] = {"name": name, "scope": scope}
-    if days is not None:
-        body["expires_in_seconds"] = days * DAY_SECONDS
+    seconds = None if days is None else days * DAY_SECONDS
+    body = schema.CreateServiceAccount(name=name, scope=scope, expires_in_seconds=seconds)
     with common.client() as client:
-        made = client.organization("POST", f"/projects/{_project(client, project)}/service_accounts", body)
-    key = made["api_key"]
+        made = client.create_service_account(_project(client, project), body)
+    key = made.api_key
+    assert key is not msgspec.UNSET, "an account comes with its first key"
     lines = [
-        f"Key created: {key['id']} ({scope}, project {project})",
-        key["value"],
+        f"Key created: {key.id} ({scope}, project {project})",
+        key.value,
         "Keep it: it is not shown again. The command line reads it from ROSE_API_KEY, the SDKs from OPENAI_API_KEY.",
     ]
-    common.output.show(made, identity=key["value"], lines=lines)
+    common.output.show(made, identity=key.value, lines=lines)
 
 
 def list_keys(
@@ -146,17 +145,17 @@ def list_keys(
         Id or name of a project; default: all.
     """
     with common.client() as client:
-        projects = [_project(client, project)] if project else [one["id"] for one in _projects(client, archived=False)]
-        found = [(one, key) for one in projects for key in client.organization_list(f"/projects/{one}/api_keys")]
+        projects = [_project(client, project)] if project else [one.id for one in client.projects(archived=False)]
+        found = [(one, key) for one in projects for key in client.keys(one)]
     rows = [
         (
-            key["id"],
-            key["name"],
+            key.id,
+            key.name,
             one,
-            key["scope"],
-            key["redacted_value"],
-            moment(key["created_at"]),
-            moment(key["expires_at"]) if key["expires_at"] else "",
+            key.scope,
+            key.redacted_value,
+            moment(key.created_at),
+            moment(key.expires_at) if key.expires_at else "",
         )
         for one, key in found
     ]
@@ -174,17 +173,13 @@ def revoke_key(key: str, /, *, common: Common = COMMON) -> None:
         Its id, as `rose keys list` shows it.
     """
     with common.client() as client:
-        for one in _projects(client, archived=True):
-            if any(known["id"] == key for known in client.organization_list(f"/projects/{one['id']}/api_keys")):
-                gone = client.organization("DELETE", f"/projects/{one['id']}/api_keys/{key}")
+        for one in client.projects(archived=True):
+            if any(known.id == key for known in client.keys(one.id)):
+                gone = client.revoke_key(one.id, key)
                 break
         else:
             raise NotFound(f"There is no API key {key}.", hint="`rose keys list` shows the keys there are.")
     common.output.show(gone, identity=key, lines=[f"Key revoked: {key}"])
-
-
-def _projects(client: Client, *, archived: bool) -> list[dict[str, Any]]:
-    return client.organization_list("/projects", include_archived="true" if archived else "false")
 
 
 def _meant(client: Client, given: str) -> str:
@@ -194,7 +189,7 @@ def _meant(client: Client, given: str) -> str:
 
 def _project(client: Client, given: str) -> str:
     """Return the id of the project that is meant. Raises: NotFound; InvalidRequest when several have that name."""
-    found = [one["id"] for one in _projects(client, archived=True) if given in (one["id"], one["name"])]
+    found = [one.id for one in client.projects(archived=True) if given in (one.id, one.name)]
     if len(found) > 1:
         raise InvalidRequest(f"Several projects are called {given!r}: {', '.join(found)}.", code="ambiguous_name")
     if not found:

@@ -18,27 +18,28 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
 from projections import keys as keys_view
-from rose.api.principal import NEEDS, NotAllowed, Principal
+from rose.api.principal import NEEDS, Principal
 from rose.api.receiving import drain
 from rose.api.services import services_of
 from rose.domain.keys import SCOPE_CLOSURE, SCOPES
-from rose.errors import LimitReached, NotAuthorised
+from rose.errors import LimitReached, NotAllowed, NotAuthorised
 from rose.settings import Settings
 
 PUBLIC = "public"
 """Marks a route that needs no key: `get(..., opt={PUBLIC: True})`."""
 
 
-class ForeignPage(NotAuthorised):
+class ForeignPage(NotAllowed):
     """A web page of another origin may not call this server."""
 
-    status = 403
     default_code = "foreign_page"
 
 
 async def check_access(connection: ASGIConnection, handler: BaseRouteHandler) -> None:  # type: ignore[type-arg]
-    """Let a call pass, with who calls in its state, or refuse it. Raises: NotAuthorised, NotAllowed, ForeignPage;
-    LimitReached."""
+    """Let a call pass, with who calls in its state, or refuse it.
+
+    Raises: NotAuthorised, NotAllowed, ForeignPage, LimitReached.
+    """
     services = services_of(connection.app)
     if handler.opt.get(PUBLIC):
         return

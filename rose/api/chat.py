@@ -14,9 +14,9 @@ import msgspec
 from litestar import Response
 from litestar.response import Stream
 
-from rose import leases
 from rose.api.accounts import Account
 from rose.api.decoding import read_body
+from rose.api.engines import ask_engine
 from rose.api.errors import AnyRequest, error_json, path_of
 from rose.api.model_names import Base, Named, find_model
 from rose.api.principal import NEEDS, ThePrincipal
@@ -25,6 +25,7 @@ from rose.api.services import Services, TheServices
 from rose.decoding import check_values
 from rose.domain.job_values import BaseModel
 from rose.errors import NotFound, RoseError
+from rose.inference.client import says_something
 from rose.inference.request import ChatRequest, EngineRequest, Target, checked
 from rose.inference.wire import Counted
 
@@ -49,16 +50,16 @@ async def create_chat_completion(
     target = target_of(named)
     asking = {**msgspec.to_builtins(body), "rose": msgspec.to_builtins(target)}
     checked(msgspec.convert(asking, EngineRequest))
-    engines = await leases.workers(services.pool, "inference")
-    url = services.engines.choose(engines, target.base.fingerprint)
     if not body.stream:
-        answer = await unless_client_leaves(request, services.engines.complete(url, asking))
+        asked = ask_engine(services, target.base.fingerprint, lambda url: services.engines.complete(url, asking))
+        answer = await unless_client_leaves(request, asked)
         if answer is not None:
             account.count_answer(answer)
         return Response(answer, status_code=200 if answer is not None else CLIENT_LEFT)
-    frames = _passed_on(services, url, asking, account)
     # Before the answer begins, so that a refusal is a status and not a broken stream.
-    if await unless_client_leaves(request, anext(frames)) is None:
+    begun = ask_engine(services, target.base.fingerprint, lambda url: _begun(services, url, asking, account))
+    frames = await unless_client_leaves(request, begun)
+    if frames is None:
         return Response(None, status_code=CLIENT_LEFT)
     return Stream(
         frames, media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -75,12 +76,19 @@ async def refuse_other_kinds(request: AnyRequest) -> None:
     )
 
 
+async def _begun(services: Services, url: str, asking: dict[str, Any], account: Account) -> AsyncGenerator[bytes, None]:
+    """Return the frames of an answer once its first token is there. Raises: as EngineClient.stream."""
+    frames = _passed_on(services, url, asking, account)
+    await anext(frames)
+    return frames
+
+
 async def _passed_on(
     services: Services, url: str, asking: dict[str, Any], account: Account
 ) -> AsyncGenerator[bytes, None]:
-    """Yield nothing once the engine has accepted, then its data lines as frames.
+    """Yield nothing once the engine has made its first token, then its data lines as frames.
 
-    Leaving early closes the connection to the engine, which frees it.
+    Leaving early closes the connection to the engine, which frees it. Raises: EngineGone before the first token only.
     """
     counted, sent = Counted(prompt_tokens=0, completion_tokens=None), 0
 
@@ -89,8 +97,16 @@ async def _passed_on(
         counted = news
 
     async with services.engines.stream(url, asking, note) as lines:
+        head: list[str] = []  # what comes before the first token may come again from another engine
+        async for line in lines:
+            head.append(line)
+            if says_something(line):
+                break
         try:
             yield b""
+            for line in head:
+                yield f"data: {line}\n\n".encode()
+                sent += 1
             async for line in lines:
                 yield f"data: {line}\n\n".encode()
                 sent += 1

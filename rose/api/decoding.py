@@ -9,9 +9,9 @@ from typing import Any, NoReturn, TypeVar
 import anyio
 import anyio.to_thread
 
-from rose.api.errors import AnyRequest, SlowRequest
+from rose.api.errors import AnyRequest
 from rose.decoding import check_values, convert
-from rose.errors import InvalidRequest
+from rose.errors import InvalidRequest, SlowRequest
 
 Body = TypeVar("Body")
 

@@ -10,6 +10,7 @@ import anyio.to_thread
 import msgspec
 from litestar import Response
 from litestar.params import FromPath
+from msgspec import UNSET
 
 from projections import files as files_view
 from rose.api import schema, wire
@@ -138,8 +139,8 @@ async def list_files(
         principal.project,
         limit=query.limit,
         now=int(time.time()),
-        after=query.after,
-        purpose=query.purpose,
+        after=query.after or None,
+        purpose=query.purpose or None,
         order=query.order,
     )
     data = [wire.file(state) for state in found.entries]
@@ -193,12 +194,12 @@ def _check(upload: Upload) -> tuple[str, str, int | None]:
     filename = clean_filename(form.file, form.purpose, "file")
     if upload.bytes == 0:
         raise InvalidRequest(f"The file {filename!r} is empty.", code="empty_file", param="file")
-    if (form.anchor is None) != (form.seconds is None):
-        lacking = "expires_after[anchor]" if form.anchor is None else "expires_after[seconds]"
+    if (form.anchor is UNSET) != (form.seconds is UNSET):
+        lacking = "expires_after[anchor]" if form.anchor is UNSET else "expires_after[seconds]"
         raise InvalidRequest(
             f"Missing required parameter: {lacking}.", code="missing_required_parameter", param=lacking
         )
-    return filename, form.purpose, form.seconds
+    return filename, form.purpose, None if form.seconds is UNSET else form.seconds
 
 
 HANDLERS = (create_file, list_files, get_file, delete_file)

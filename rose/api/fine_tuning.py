@@ -64,7 +64,7 @@ async def list_jobs(request: AnyRequest, services: TheServices, principal: ThePr
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
     }
-    if query.metadata not in (None, "null"):
+    if query.metadata not in ("", "null"):
         raise InvalidRequest(
             "metadata takes only null; metadata[KEY]=VALUE selects by a pair.", code="invalid_value", param="metadata"
         )
@@ -72,9 +72,9 @@ async def list_jobs(request: AnyRequest, services: TheServices, principal: ThePr
         services.pool,
         principal.project,
         limit=min(query.limit, MAX_JOBS_LISTED),
-        after=query.after,
+        after=query.after or None,
         metadata=wanted or None,
-        without_metadata=query.metadata is not None,
+        without_metadata=query.metadata == "null",
     )
     waits = await waiting_for(services, principal.project, found.entries)
     now = time.time()
@@ -124,7 +124,9 @@ async def list_events(
     """List a job's events, newest first, or stream them with `?stream=true` or `Accept: text/event-stream`."""
     query = read_query(request, schema.JobEventsQuery)
     state = await _existing(services, principal.project, job_id)
-    if query.stream in YES or (query.stream is None and "text/event-stream" in request.headers.get("accept", "")):
+    if query.stream in YES or (
+        query.stream is msgspec.UNSET and "text/event-stream" in request.headers.get("accept", "")
+    ):
         return await _stream_events(request, services, state, query.after)
     try:
         after = await _cursor(services, job_id, query.after) if query.after else None
@@ -145,7 +147,7 @@ async def list_checkpoints(
     query = read_query(request, schema.JobCheckpointsQuery)
     await _existing(services, principal.project, job_id)
     limit = min(query.limit, MAX_CHECKPOINTS_LISTED)
-    made = await checkpoints_view.newest_first(services.pool, job_id, limit=limit + 1, after=query.after)
+    made = await checkpoints_view.newest_first(services.pool, job_id, limit=limit + 1, after=query.after or None)
     data = [wire.checkpoint(one) for one in made[:limit]]
     return wire.listing(data, has_more=len(made) > limit)
 
@@ -164,7 +166,7 @@ async def _change(
 
 
 async def _stream_events(
-    request: AnyRequest, services: Services, state: JobState, after: str | None
+    request: AnyRequest, services: Services, state: JobState, after: str
 ) -> Response[Any] | Stream:
     cursor = await _resumed_from(request, services, state.id, after)
     if await is_complete(services, state, cursor):
@@ -184,7 +186,7 @@ async def _cursor(services: Services, job_id: str, event_id: str) -> Cursor:
     return cursor
 
 
-async def _resumed_from(request: AnyRequest, services: Services, job_id: str, after: str | None) -> Cursor | None:
+async def _resumed_from(request: AnyRequest, services: Services, job_id: str, after: str) -> Cursor | None:
     """Return where to go on. `Last-Event-ID` wins: a browser sends it on reconnect to an address with `after`."""
     last = request.headers.get("last-event-id")
     given = last or after

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 from litestar import Response
 
-from rose import leases
 from rose.api import schema
 from rose.api.accounts import Account
 from rose.api.chat import CLIENT_LEFT, target_of, unless_client_leaves
 from rose.api.decoding import read_body
+from rose.api.engines import ask_engine
 from rose.api.errors import AnyRequest
 from rose.api.model_names import Named, find_model
 from rose.api.principal import ThePrincipal
@@ -87,8 +87,9 @@ def _asker(request: AnyRequest, services: Services, project: str, models: dict[s
             "rose": msgspec.to_builtins(target),
         }
         try:
-            engines = await leases.workers(services.pool, "inference")
-            answer = await services.engines.complete(services.engines.choose(engines, target.base.fingerprint), asking)
+            answer = await ask_engine(
+                services, target.base.fingerprint, lambda url: services.engines.complete(url, asking)
+            )
         except RoseError as error:
             long = error.code == "context_length_exceeded"
             raise Fault("truncated_observation_error" if long else "model_grader_server_error", str(error)) from error

@@ -38,7 +38,7 @@ async def job_metrics(
     query = read_query(request, schema.JobMetricsQuery)
     names = _names(query.metrics)
     points = _points(query.points, names)
-    if points is not None and query.limit is not None:
+    if points is not None and query.limit is not msgspec.UNSET:
         raise InvalidRequest(
             "points and limit cannot be given together: points is about all steps after `after`.",
             code="invalid_value",
@@ -48,7 +48,7 @@ async def job_metrics(
     if await jobs_view.get(services.pool, principal.project, job_id) is None:
         raise missing_job(job_id)
     if points is None:
-        count = schema.MAX_METRIC_STEPS if query.limit is None else query.limit
+        count = schema.MAX_METRIC_STEPS if query.limit is msgspec.UNSET else query.limit
         found = await metrics_view.page(services.pool, job_id, names, after_step=query.after, limit=count)
     else:
         found = await metrics_view.outline(services.pool, job_id, names, after_step=query.after, points=points)
@@ -63,7 +63,7 @@ async def job_metrics(
     return Response(msgspec.json.encode(answer), media_type="application/json", status_code=200)
 
 
-def _names(given: str | None) -> tuple[str, ...]:
+def _names(given: str) -> tuple[str, ...]:
     if not given:
         return metrics_view.NAMES
     names = tuple(dict.fromkeys(one.strip() for one in given.split(",")))
@@ -77,9 +77,11 @@ def _names(given: str | None) -> tuple[str, ...]:
     return names
 
 
-def _points(given: int | None, names: tuple[str, ...]) -> int | None:
+def _points(given: int | msgspec.UnsetType, names: tuple[str, ...]) -> int | None:
     fewest = metrics_view.fewest_points(len(names))
-    if given is not None and given < fewest:
+    if given is msgspec.UNSET:
+        return None
+    if given < fewest:
         raise InvalidRequest(
             f"points is {given}; it must be a whole number from {fewest} to {schema.MAX_METRIC_STEPS}, because the "
             f"first and last step and the lowest and highest of {len(names)} series stay.",

@@ -50,7 +50,7 @@ async def list_projects(request: AnyRequest, services: TheServices) -> schema.Li
     query = read_query(request, schema.ProjectsQuery)
     archived = query.include_archived == "true"
     found = await projects_view.newest_first(
-        services.pool, limit=min(query.limit, MAX_LISTED), after=query.after, archived=archived
+        services.pool, limit=min(query.limit, MAX_LISTED), after=query.after or None, archived=archived
     )
     return wire.listing([wire.project(state) for state in found.entries], has_more=found.has_more)
 
@@ -132,7 +132,7 @@ async def list_accounts(
     query = read_query(request, schema.PageQuery)
     await _existing(services, project_id)
     accounts = await keys_view.accounts(
-        services.pool, project_id, limit=min(query.limit, MAX_LISTED), after=query.after
+        services.pool, project_id, limit=min(query.limit, MAX_LISTED), after=query.after or None
     )
     return wire.listing([wire.service_account(one) for one in accounts.entries], has_more=accounts.has_more)
 
@@ -169,7 +169,7 @@ async def list_keys(
     query = read_query(request, schema.PageQuery)
     await _existing(services, project_id)
     found = await keys_view.newest_first(
-        services.pool, project_id, limit=min(query.limit, MAX_LISTED), after=query.after
+        services.pool, project_id, limit=min(query.limit, MAX_LISTED), after=query.after or None
     )
     return wire.listing([wire.key(state) for state in found.entries], has_more=found.has_more)
 

@@ -71,8 +71,8 @@ async def list_permissions(
         principal.project,
         model,
         limit=min(query.limit, MAX_LISTED),
-        after=query.after,
-        grantee=query.project_id,
+        after=query.after or None,
+        grantee=query.project_id or None,
         newest_first=query.order == "descending",
     )
     return wire.listing([wire.permission(state) for state in found.entries], has_more=found.has_more)

@@ -13,16 +13,17 @@ import msgspec
 from litestar.params import FromPath
 
 from projections import files as files_view
-from rose import leases
 from rose.api import schema
 from rose.api.chat import target_of
 from rose.api.decoding import read_body
+from rose.api.engines import ask_engine
 from rose.api.errors import AnyRequest
 from rose.api.model_names import find_model
 from rose.api.principal import NEEDS, ThePrincipal
 from rose.api.routes import post
 from rose.api.services import Services, TheServices
 from rose.decoding import check_values
+from rose.domain.previews import Preview
 from rose.domain.training_data import MAX_LINE_BYTES, ChatExample, has_thought, read_examples
 from rose.errors import InvalidRequest
 from rose.missing import missing_file
@@ -31,7 +32,7 @@ from rose.missing import missing_file
 @post("/v1/files/{file_id:str}/preview", body=schema.PreviewFile, opt={NEEDS: "read"})
 async def preview_file(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, file_id: FromPath[str]
-) -> dict[str, Any]:
+) -> Preview:
     """Show lines of an uploaded file as a model sees them: its text, and which of it is learned."""
     asked = await read_body(request, schema.PreviewFile)
     check_values({"id": file_id})
@@ -44,7 +45,7 @@ async def preview_file(
 
 
 @post("/v1/files/preview", body=schema.PreviewContent, opt={NEEDS: "read"})
-async def preview_content(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> dict[str, Any]:
+async def preview_content(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> Preview:
     """Show lines of a text, JSONL that was not uploaded, as a model sees them."""
     asked = await read_body(request, schema.PreviewContent, nul_allowed=True)
     check_values({"model": asked.model})  # what is shown may hold a NUL; what is looked up may not
@@ -84,13 +85,11 @@ def _thinks(lines: Iterable[bytes], asked: schema.PreviewFile) -> bool:
 
 async def _shown(
     services: Services, project: str, asked: schema.PreviewFile, lines: list[dict[str, Any]], thinking: bool
-) -> dict[str, Any]:
+) -> Preview:
     target = target_of(await find_model(services, project, asked.model))
-    engines = await leases.workers(services.pool, "inference")
-    url = services.engines.choose(engines, target.base.fingerprint)
-    return await services.engines.preview(
-        url, {"rose": msgspec.to_builtins(target), "lines": lines, "thinking": thinking}
-    )
+    wanted = {"rose": msgspec.to_builtins(target), "lines": lines, "thinking": thinking}
+    given = await ask_engine(services, target.base.fingerprint, lambda url: services.engines.preview(url, wanted))
+    return msgspec.convert(given, Preview)
 
 
 HANDLERS = (preview_file, preview_content)

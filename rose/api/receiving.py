@@ -6,10 +6,9 @@ from collections.abc import AsyncIterator
 
 import anyio
 
-from rose.api.errors import SlowRequest
 from rose.decoding import check_values
 from rose.domain.training_data import check_name
-from rose.errors import InvalidRequest
+from rose.errors import InvalidRequest, SlowRequest
 
 MAX_FILENAME_CHARACTERS = 255
 FORM_OVERHEAD_BYTES = 1 << 20

@@ -56,9 +56,9 @@ class ErrorBody(Struct, frozen=True, kw_only=True):
 
     message: str
     type: str
-    param: str | None
-    code: str | None
-    hint: str | None
+    param: str | None = None
+    code: str | None = None
+    hint: str | None = None
     """ROSE: what helps, alone; `message` ends with it, too."""
 
 
@@ -90,7 +90,7 @@ class PageQuery(Struct, frozen=True, kw_only=True):
     """Which page of a list is wanted."""
 
     limit: Limit = 20
-    after: After | None = None
+    after: After = ""
 
 
 # --- files and uploads
@@ -118,17 +118,17 @@ class FileForm(Struct, frozen=True, kw_only=True):
 
     purpose: Purpose
     file: ThePart
-    anchor: Literal["created_at"] | None = msgspec.field(name="expires_after[anchor]", default=None)
-    seconds: FileLifeSeconds | None = msgspec.field(name="expires_after[seconds]", default=None)
+    anchor: Literal["created_at"] | UnsetType = msgspec.field(name="expires_after[anchor]", default=UNSET)
+    seconds: FileLifeSeconds | UnsetType = msgspec.field(name="expires_after[seconds]", default=UNSET)
 
 
 class FilesQuery(Struct, frozen=True, kw_only=True):
     """Which files to list."""
 
     limit: Annotated[int, Meta(ge=0, le=10_000)] = 10_000
-    after: After | None = None
+    after: After = ""
     order: Annotated[Literal["asc", "desc"], Meta(description="By creation; newest first is the default.")] = "desc"
-    purpose: Annotated[str, Meta(description="Only files of this purpose.")] | None = None
+    purpose: Annotated[str, Meta(description="Only files of this purpose.")] = ""
 
 
 class PreviewFile(Struct, frozen=True, kw_only=True):
@@ -296,7 +296,7 @@ class CreateJob(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class JobsQuery(PageQuery, frozen=True, kw_only=True):
     """Which jobs to list; also `metadata[KEY]=VALUE`."""
 
-    metadata: Annotated[str, Meta(description="`null`: only jobs without metadata.")] | None = None
+    metadata: Annotated[str, Meta(description="`null`: only jobs without metadata.")] = ""
 
 
 class JobEventsQuery(PageQuery, frozen=True, kw_only=True):
@@ -307,8 +307,8 @@ class JobEventsQuery(PageQuery, frozen=True, kw_only=True):
             Literal["true", "True", "1", "false", "False", "0"],
             Meta(description="Server-sent events, oldest first, until the job ends."),
         ]
-        | None
-    ) = None
+        | UnsetType
+    ) = UNSET
 
 
 class JobCheckpointsQuery(PageQuery, frozen=True, kw_only=True):
@@ -396,7 +396,7 @@ class JobCheckpoint(Struct, frozen=True, kw_only=True):
 class JobMetricsQuery(Struct, frozen=True, kw_only=True):
     """Which series of a job, and which of its steps."""
 
-    metrics: Annotated[str, Meta(description="Names of series, with commas; all when absent.")] | None = None
+    metrics: Annotated[str, Meta(description="Names of series, with commas; all when absent.")] = ""
     after: Annotated[int, Meta(ge=0, le=LAST_STEP, description="The step to go on behind.")] = 0
     limit: (
         Annotated[
@@ -407,8 +407,8 @@ class JobMetricsQuery(Struct, frozen=True, kw_only=True):
                 description=f"Steps of the answer, {MAX_METRIC_STEPS} when absent. Not together with points.",
             ),
         ]
-        | None
-    ) = None
+        | UnsetType
+    ) = UNSET
     points: (
         Annotated[
             int,
@@ -420,8 +420,8 @@ class JobMetricsQuery(Struct, frozen=True, kw_only=True):
                 "each series.",
             ),
         ]
-        | None
-    ) = None
+        | UnsetType
+    ) = UNSET
 
 
 class JobMetrics(Struct, frozen=True, kw_only=True):
@@ -485,11 +485,11 @@ class PermissionsQuery(Struct, frozen=True, kw_only=True):
     """Which permissions to list."""
 
     limit: Limit = 10
-    after: After | None = None
+    after: After = ""
     order: Annotated[
         Literal["ascending", "descending"], Meta(description="By creation; newest first is the default.")
     ] = "descending"
-    project_id: Annotated[str, Meta(description="Only the permission of this project.")] | None = None
+    project_id: Annotated[str, Meta(description="Only the permission of this project.")] = ""
 
 
 class Permission(Struct, frozen=True, kw_only=True):

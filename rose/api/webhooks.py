@@ -73,7 +73,7 @@ async def list_endpoints(
     """List the project's endpoints, newest first."""
     query = read_query(request, schema.PageQuery)
     found = await webhooks_view.newest_first(
-        services.pool, principal.project, limit=min(query.limit, MAX_LISTED), after=query.after
+        services.pool, principal.project, limit=min(query.limit, MAX_LISTED), after=query.after or None
     )
     return wire.listing([wire.webhook_endpoint(state) for state in found.entries], has_more=found.has_more)
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
-from rose.decoding import convert, type_of
+from rose.decoding import convert
 from rose.errors import InvalidRequest
 from rose.graders import formula, templates
 from rose.graders.kinds import (
@@ -25,6 +25,7 @@ from rose.graders.kinds import (
     StringCheck,
     TextSimilarity,
 )
+from rose.wording import type_of
 
 KINDS: Mapping[str, Any] = {
     "string_check": StringCheck,
@@ -43,9 +44,10 @@ def read(value: Any, param: str = "grader") -> Grader:
     kind = _kind(value, param, tuple(name for name in KINDS if name != "label_model"))
     if kind != "multi":
         return _single(value, param)
-    graders = _several(value.get("graders"), f"{param}.graders")
+    if value.get("graders") is None:
+        return convert(value, Multi, param)  # which says what is wrong
     # What is read already is taken over as it is.
-    return convert({**value, "graders": graders} if "graders" in value else value, Multi, param)
+    return convert({**value, "graders": _several(value["graders"], f"{param}.graders")}, Multi, param)
 
 
 def check(grader: Grader, param: str = "grader") -> None:
@@ -91,8 +93,6 @@ def texts_of(message: Message) -> list[str]:
 
 def _several(value: Any, param: str) -> dict[str, Single]:
     """Return the graders of a multi grader: a map, or one alone, which the SDKs' types have, under its own name."""
-    if value is None:
-        return {}
     if not isinstance(value, dict):
         _wrong(param, "must be an object of graders by name", code="invalid_type")
     if isinstance(value.get("type"), str):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rose.domain.hyperparameters import LoraSettings
 from rose.domain.job_values import BaseModel
 from rose.errors import InvalidRequest
+from rose.language_models.locate import WrongBaseModel
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -63,11 +64,7 @@ def read_adapter(folder: Path, base: BaseModel | None = None) -> StoredAdapter:
         ) from error
     _check_kind(folder, config)
     if base is not None and facts is not None and facts.base.fingerprint != base.fingerprint:
-        raise InvalidRequest(
-            f"The adapter in {folder} was trained on {facts.base.source} (fingerprint "
-            f"{facts.base.fingerprint[:12]}), not on {base.source} ({base.fingerprint[:12]}).",
-            code="wrong_base_model",
-        )
+        raise WrongBaseModel(f"The adapter in {folder}", facts.base, f"the base {base.source!r}", base.fingerprint)
     rank = int(config["r"])
     alpha = float(config["lora_alpha"])
     return StoredAdapter(

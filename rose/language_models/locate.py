@@ -122,6 +122,20 @@ class ModelNotAvailable(InvalidRequest):
     default_code = "model_not_available"
 
 
+class WrongBaseModel(InvalidRequest):
+    """The base is another than the one that something was made with; its numbers would mean something else."""
+
+    default_code = "wrong_base_model"
+
+    def __init__(self, of: str, expected: BaseModel, what: str, fingerprint: str) -> None:
+        super().__init__(
+            f"{of} was made with the base {expected.source!r} with fingerprint {expected.fingerprint[:12]}; "
+            f"{what} has {fingerprint[:12]}.",
+            param="model",
+            hint="Put the original files of the base back, or create a new job.",
+        )
+
+
 def tiny_folder(models_dir: Path) -> Path:
     """Return where the model `tiny` lies or will lie."""
     return models_dir / TINY
@@ -207,17 +221,13 @@ def _locate_tiny(models_dir: Path, version: str) -> LocatedBase:
     )
 
 
-def verify_fingerprint(located: LocatedBase, expected: BaseModel) -> None:
-    """Refuse a base that is not exactly the expected one.
+def verify_fingerprint(located: LocatedBase, expected: BaseModel, of: str) -> None:
+    """Refuse a base that is not exactly the one that `of` (a job, a model) was made with.
 
-    Raises: ModelNotAvailable naming both fingerprints.
+    Raises: WrongBaseModel.
     """
     if located.fingerprint != expected.fingerprint:
-        raise ModelNotAvailable(
-            f"The base model {located.source!r} in {located.path} is not the one that the job was validated with "
-            f"(fingerprint {located.fingerprint[:12]}, expected {expected.fingerprint[:12]}).",
-            hint="Put the original files back, or create a new job.",
-        )
+        raise WrongBaseModel(of, expected, f"what lies at {located.path}", located.fingerprint)
 
 
 def describe(folder: Path, *, source: str, revision: str | None) -> LocatedBase:

@@ -14,7 +14,7 @@ import msgspec
 
 from rose.domain import catalogue
 from rose.domain.catalogue import Event
-from rose.errors import Conflict, InvalidRequest, RoseError, StaleEpoch
+from rose.errors import Conflict, InvalidRequest, ProjectFull, RoseError, StaleEpoch
 from rose.log.pool import ACQUIRE_SECONDS, Pool, attempts, unavailable
 from rose.log.queries import QUERIES
 
@@ -111,10 +111,8 @@ class KeyReused(InvalidRequest):
         super().__init__(message, param="Idempotency-Key", hint="Send a new key with a new request.")
 
 
-class QuotaExceeded(RoseError):
+class QuotaExceeded(ProjectFull):
     """A project would have more than a limit allows; whoever asked says it in words."""
-
-    default_code = "quota_exceeded"
 
 
 class UnreadableEvent(RoseError):

@@ -103,7 +103,9 @@ async def shared_api(anyio_backend: str, postgres_dsn: str, template_database: s
     name = f"rose_shared_{secrets.token_hex(6)}"
     await _execute(postgres_dsn, f"create database {name} template {template_database} strategy wal_log")
     with private_folder() as folder:
-        settings = load({"ROSE_CONFIG": "/nonexistent"}, data_dir=str(folder), port=free_port())
+        settings = load(
+            {"ROSE_CONFIG": "/nonexistent"}, data_dir=str(folder), port=free_port(), engine_wait_seconds=0.0
+        )
         pool = await open_pool(_with_database(postgres_dsn, name))
         async with serving(settings, pool) as running:
             yield running
@@ -120,7 +122,7 @@ async def shared_file(shared_api: Running) -> str:
 
 @pytest.fixture
 def seed_file(tmp_path: Path) -> Path:
-    """SEED.md's two examples as a file."""
+    """docs/workflow.md's two examples as a file."""
     path = tmp_path / "training_data.jsonl"
     path.write_bytes(SEED)
     return path

@@ -95,6 +95,7 @@ class Installation:
                 data_dir=str(folder),
                 port=free_port(),
                 min_free_bytes=0,
+                engine_wait_seconds=0.0,
                 webhook_private_targets=True,
             )
             await migrate(self._dsn)

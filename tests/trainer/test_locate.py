@@ -21,6 +21,7 @@ from rose.language_models.locate import (
     TINY_VERSION,
     ModelNotAvailable,
     RoseFacts,
+    WrongBaseModel,
     describe,
     is_built,
     locate,
@@ -99,10 +100,10 @@ def test_what_is_not_the_model_does_not_change_its_fingerprint(folder: Path) -> 
 
 def test_another_model_than_the_validated_one_is_refused(folder: Path) -> None:
     found = describe(folder, source="x", revision=None)
-    verify_fingerprint(found, found.base_model())
+    verify_fingerprint(found, found.base_model(), "The job")
     change_config(folder, rope_theta=1.0)
-    with pytest.raises(ModelNotAvailable, match="not the one that the job was validated with"):
-        verify_fingerprint(describe(folder, source="x", revision=None), found.base_model())
+    with pytest.raises(WrongBaseModel, match="The job was made with the base"):
+        verify_fingerprint(describe(folder, source="x", revision=None), found.base_model(), "The job")
 
 
 def test_the_tokenizer_may_shorten_the_context(folder: Path) -> None:

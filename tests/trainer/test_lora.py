@@ -204,7 +204,7 @@ def test_training_goes_on_from_a_stored_adapter(folder: Path, ids: torch.Tensor,
 def test_an_adapter_of_another_base_or_shape_is_refused(folder: Path, tmp_path: Path) -> None:
     trained(folder, tmp_path, 4)
     other = BaseModel(source="other", revision=None, fingerprint="0" * 64)
-    with pytest.raises(InvalidRequest, match="was trained on fixture") as caught:
+    with pytest.raises(InvalidRequest, match="was made with the base 'fixture'") as caught:
         read_adapter(tmp_path, other)
     assert caught.value.code == "wrong_base_model"
     smaller = attach(

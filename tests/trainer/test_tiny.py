@@ -157,7 +157,7 @@ def rendered(tokenizer: Any, question: str, answer: str) -> Tokenized:
 
 
 def learn(folder: Path, settings: LoraSettings, rate: float, steps: int, warmup: int) -> Any:
-    """Train SEED's two examples in turn with ROSE's defaults, in a few lines of plain torch."""
+    """Train docs/workflow.md's two examples in turn with ROSE's defaults, in a few lines of plain torch."""
     tokenizer, model = load_tokenizer(folder), load_model(folder)
     adapter = attach(model, settings, seed=0)
     parameters = adapter.trainable_parameters()

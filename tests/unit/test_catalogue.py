@@ -9,6 +9,8 @@ import msgspec
 import pytest
 
 from rose.domain import catalogue
+from rose.domain.job_events import JobPaused
+from rose.domain.job_values import PauseReason
 from tests.unit.samples import SAMPLES
 
 GOLDEN = Path(__file__).parent / "golden_events.json"
@@ -41,6 +43,21 @@ def test_what_was_written_then_is_read_now(file: Path) -> None:
             assert file != GOLDEN
             continue  # an event that came later
         assert catalogue.decode(catalogue.name_of(sample), stored["schema"], stored["data"]) == sample
+
+
+@pytest.mark.parametrize(
+    ("was", "reason", "detail"),
+    [
+        ("requested", "requested", ""),
+        ("no_space: The disk is full.", "no_space", "The disk is full."),
+        ("no_space: no_space: /blobs: 3 MiB are free", "no_space", "no_space: /blobs: 3 MiB are free"),
+        ("the disk is full", "no_space", "the disk is full"),
+    ],
+)
+def test_a_pause_of_before_says_why_apart_from_what_happened(was: str, reason: PauseReason, detail: str) -> None:
+    event = catalogue.decode("job.paused", 1, {"at": 7, "reason": was})
+    assert event == JobPaused(at=7, reason=reason, detail=detail)
+    assert catalogue.decode(*catalogue.encode(event)) == event
 
 
 @pytest.mark.parametrize(("name", "schema"), [("job.exploded", 1), ("job.created", 99)])

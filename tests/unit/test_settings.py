@@ -37,6 +37,8 @@ def test_aliases_in_the_environment(text: str, tmp_path: Path) -> None:
         ("ROSE_DEVICE", "gpu"),
         ("ROSE_RESULT_FILE_ENCODING", "zip"),
         ("ROSE_TORCH_THREADS", "0"),
+        ("ROSE_ENGINE_WAIT_SECONDS", "-1"),
+        ("ROSE_IDEMPOTENCY_SECONDS", "60"),
         ("ROSE_ABANDON_SECONDS", "60"),
         ("ROSE_ABANDON_SECONDS", "5"),
     ],
