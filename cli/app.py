@@ -79,6 +79,7 @@ app.command(graders)
 projects = App(name="projects", help="Projects: each sees nothing of the others.")
 _command(projects, "create", "projects:create_project", "Create a project.")
 _command(projects, "list", "projects:list_projects", "List projects, newest first.")
+_command(projects, "usage", "projects:show_usage", "Show what a project has done, stores and may.")
 _command(projects, "archive", "projects:archive_project", "End a project's use.")
 app.command(projects)
 

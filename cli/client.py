@@ -14,7 +14,7 @@ import msgspec
 
 from rose.api import schema
 from rose.domain.previews import Preview
-from rose.errors import InvalidRequest, NotFound, RoseError, Unavailable, error_of
+from rose.errors import InvalidRequest, LimitReached, NotFound, RoseError, Unavailable, error_of
 
 Answer = TypeVar("Answer")
 Entry = TypeVar(
@@ -32,6 +32,9 @@ _ID_LENGTH = 20
 _PART_TIMEOUT = httpx2.Timeout(120.0, connect=5.0)
 """For a part, which a server that stands still must not hold for ever: it is sent again."""
 MAX_STREAM_RESTARTS = 60
+MAX_WAITS = 10
+"""How often a call waits for the rate limit before it gives up."""
+LONGEST_WAIT_SECONDS = 120.0
 RESULTS = "fine-tune-results"
 """Purpose of the files that jobs make."""
 
@@ -60,15 +63,19 @@ class Client:
 
     def upload(self, path: Path, purpose: str) -> schema.File:
         """Upload a file; its content is streamed from the disk."""
-        with path.open("rb") as content:
-            return self._call(
-                "POST",
-                "/files",
-                schema.File,
-                files={"file": (path.name, content)},
-                data={"purpose": purpose},
-                timeout=None,
-            )
+
+        def send() -> schema.File:
+            with path.open("rb") as content:
+                return self._call_once(
+                    "POST",
+                    "/files",
+                    schema.File,
+                    files={"file": (path.name, content)},
+                    data={"purpose": purpose},
+                    timeout=None,
+                )
+
+        return patiently(send)
 
     def create_upload(self, filename: str, purpose: str, size: int) -> schema.Upload:
         """Announce a file that comes in parts."""
@@ -78,7 +85,7 @@ class Client:
     def add_part(self, upload_id: str, data: IO[bytes]) -> schema.UploadPart:
         """Send a part, from the beginning of `data` to its end."""
         path = f"/uploads/{quote(upload_id, safe='')}/parts"
-        return self._call("POST", path, schema.UploadPart, files={"data": ("part", data)}, timeout=_PART_TIMEOUT)
+        return self._call_once("POST", path, schema.UploadPart, files={"data": ("part", data)}, timeout=_PART_TIMEOUT)
 
     def complete_upload(self, upload_id: str, part_ids: list[str], md5: str) -> schema.Upload:
         """Make a file of the parts."""
@@ -257,6 +264,10 @@ class Client:
         params = {"limit": 100, "include_archived": "true" if archived else "false"}
         return self._all("/organization/projects", schema.Project, params)
 
+    def project_usage(self, project: str) -> schema.ProjectUsage:
+        """Return what a project has done and what it stores; `current` is the project of the key."""
+        return self._call("GET", f"/organization/projects/{quote(project, safe='')}/usage", schema.ProjectUsage)
+
     def archive_project(self, project: str) -> schema.Project:
         """End a project's use."""
         return self._call("POST", f"/organization/projects/{quote(project, safe='')}/archive", schema.Project)
@@ -346,6 +357,9 @@ class Client:
         """Return what the server answers, as `kind`. Raises: what it refuses with; Unavailable."""
         if body is not None:
             options |= {"content": msgspec.json.encode(body), "headers": {"content-type": "application/json"}}
+        return patiently(lambda: self._call_once(method, path, kind, **options))
+
+    def _call_once(self, method: str, path: str, kind: type[Answer], **options: Any) -> Answer:
         with self._reach():
             response = self._http.request(method, path, **options)
         if response.status_code >= 400:
@@ -385,7 +399,10 @@ class Client:
             stated = msgspec.json.decode(response.content, type=schema.ErrorAnswer).error
         except (msgspec.DecodeError, UnicodeDecodeError):
             return self._stranger(response.status_code)
-        return _stated(stated, response.status_code)
+        problem = _stated(stated, response.status_code)
+        if isinstance(problem, LimitReached):
+            problem.retry_after_seconds = _seconds(response.headers)
+        return problem
 
     def _stranger(self, status: int) -> Unavailable:
         return Unavailable(
@@ -393,6 +410,31 @@ class Client:
             code="not_rose",
             hint="See where ROSE answers with `rose status`, or name its address with --url or ROSE_URL.",
         )
+
+
+def patiently(ask: Callable[[], Answer]) -> Answer:
+    """Return what `ask` returns; where the server says when to come back, ask again then.
+
+    Raises: what `ask` raises; LimitReached when waiting does not help, or has not helped.
+    """
+    import time
+
+    for left in reversed(range(MAX_WAITS + 1)):
+        try:
+            return ask()
+        except LimitReached as limit:
+            wait = limit.retry_after_seconds
+            if wait is None or wait > LONGEST_WAIT_SECONDS or not left:
+                raise
+            time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _seconds(headers: httpx2.Headers) -> float | None:
+    try:
+        return int(headers["retry-after-ms"]) / 1000 if "retry-after-ms" in headers else float(headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
 
 
 def _webhook(endpoint: str) -> str:

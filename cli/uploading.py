@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event
 from typing import IO, TYPE_CHECKING, cast
 
-from rose.errors import RoseError, TooLarge, Unavailable
+from rose.errors import LimitReached, RoseError, TooLarge, Unavailable
 
 if TYPE_CHECKING:
     from cli.client import Client
@@ -85,15 +85,23 @@ def _results(parts: list[Future[str]]) -> list[str]:
 def _send_part(
     client: Client, upload_id: str, path: Path, start: int, size: int, advance: Callable[[int], object], stop: Event
 ) -> str:
-    for left in reversed(range(TRIES)):
+    from cli.client import patiently
+
+    def once() -> str:
         section = _Section(path, start, size, advance, stop)
         try:
             with section:
                 return client.add_part(upload_id, cast("IO[bytes]", section)).id
+        except (Unavailable, LimitReached):
+            advance(-section.reported)
+            raise
+
+    for left in reversed(range(TRIES)):
+        try:
+            return patiently(once)
         except Unavailable:
             if not left:
                 raise
-            advance(-section.reported)
     raise AssertionError("the last try returns or raises")
 
 

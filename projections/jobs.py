@@ -34,6 +34,16 @@ select id, doc from rose.jobs
 where status in ('validating_files', 'queued', 'running', 'paused')
 order by created_position
 """
+UNFINISHED_OF = """
+select id from rose.jobs
+where project = $1 and status in ('validating_files', 'queued', 'running', 'paused') order by created_position
+"""
+TOTALS = """
+select status, count(*) as jobs, sum(coalesce(
+           (doc ->> 'trained_tokens')::bigint, (doc -> 'last_metrics' ->> 'trained_tokens')::bigint, 0
+       ))::bigint as trained_tokens
+from rose.jobs where project = $1 group by status
+"""
 FIND = "select id, doc from rose.jobs where id = $1"
 GET = "select id, doc from rose.jobs where id = $1 and project = $2"
 BY_MODEL_NAME = "select id, doc from rose.jobs where model_name = $1 and project = $2"
@@ -72,6 +82,28 @@ async def by_model_name(pool: Pool, project: str, name: str) -> JobState | None:
 async def unfinished(pool: Pool) -> list[JobState]:
     """Return every job that has not ended, oldest first. Raises: DamagedRow."""
     return [whole(VIEW, found["id"], found["doc"], initial) for found in await fetch(pool, UNFINISHED)]
+
+
+async def unfinished_of(pool: Pool, project: str) -> list[str]:
+    """Return the ids of the project's jobs that have not ended, oldest first."""
+    return [found["id"] for found in await fetch(pool, UNFINISHED_OF, project)]
+
+
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """A project's jobs, added up."""
+
+    jobs: dict[str, int]
+    """How many by status; a status that no job has is left out."""
+    trained_tokens: int
+    """Of the attempts that count, also of jobs that are running or did not succeed."""
+
+
+async def totals(pool: Pool, project: str) -> Totals:
+    """Add up the project's jobs. Raises: Unavailable."""
+    rows = await fetch(pool, TOTALS, project)
+    return Totals(
+        jobs={row["status"]: row["jobs"] for row in rows}, trained_tokens=sum(row["trained_tokens"] for row in rows)
+    )
 
 
 async def newest_first(

@@ -32,14 +32,33 @@ order by first desc limit $3
 """
 GET = "select doc from rose.keys where project = $1 and id = $2 and not revoked"
 RECOGNISE = """
-select exists(select from rose.keys where not revoked) as guarded,
+select exists(select from rose.keys where not revoked and coalesce(doc ->> 'kind', 'api') = 'api') as guarded,
        (select keys.doc from rose.keys join rose.key_hashes on key_hashes.key_id = keys.id
         where key_hashes.sha256 = $1 and not revoked
           and not exists (select from rose.projects where projects.id = keys.project and archived)) as doc
 """
 REMEMBER = "insert into rose.key_hashes (sha256, key_id) values ($1, $2) on conflict do nothing"
-IN_USE = "select count(*) as count from rose.keys where not revoked"
+IN_USE = "select count(*) as count from rose.keys where not revoked and coalesce(doc ->> 'kind', 'api') = 'api'"
 OTHERS = "select count(*) as count from rose.keys where not revoked and id <> $1 and doc ->> 'scope' = 'admin'"
+
+
+REMEMBER_PASSWORD = "insert into rose.nats_passwords (key_id, bcrypt) values ($1, $2) on conflict do nothing"
+NATS_READERS = """
+select keys.id, keys.project, nats_passwords.bcrypt
+from rose.keys join rose.nats_passwords on nats_passwords.key_id = keys.id
+where not revoked and coalesce((doc ->> 'expires_at')::bigint, 9223372036854775807) > $1
+  and not exists (select from rose.projects where projects.id = keys.project and archived)
+order by keys.id
+"""
+
+
+class NatsReader(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody who may read a project's events on NATS."""
+
+    key_id: str
+    project: str
+    bcrypt: str
+    """Hash of the password, as nats-server compares it."""
 
 
 def row(state: KeyState) -> EntityRow:
@@ -83,6 +102,19 @@ async def recognise(pool: Pool, secret: str) -> tuple[bool, KeyState | None]:
 async def remember(pool: Pool, secret: str, key_id: str) -> None:
     """Keep what recognises the secret of a key that is about to be created. Raises: Unavailable."""
     await fetch(pool, REMEMBER, digest(secret), key_id)
+
+
+async def remember_password(pool: Pool, key_id: str, password_hash: str) -> None:
+    """Keep the bcrypt hash of a NATS key that is about to be created. Raises: Unavailable."""
+    await fetch(pool, REMEMBER_PASSWORD, key_id, password_hash)
+
+
+async def nats_readers(pool: Pool, now: int) -> list[NatsReader]:
+    """Return who may read on NATS at `now` (Unix seconds). Raises: Unavailable."""
+    return [
+        NatsReader(key_id=found["id"], project=found["project"], bcrypt=found["bcrypt"])
+        for found in await fetch(pool, NATS_READERS, now)
+    ]
 
 
 async def other_administrators(pool: Pool, key_id: str) -> int:

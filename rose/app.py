@@ -115,11 +115,13 @@ async def _wait_for_database(given: settings.Settings, stop: anyio.Event) -> Non
 async def _api(given: settings.Settings, stop: anyio.Event) -> None:
     from rose import sweeper
     from rose.api.app import create_app
+    from rose.api.limits import Limits
     from rose.api.services import Services
     from rose.blobs import Blobs
     from rose.commands import Commands
     from rose.inference.client import EngineClient
     from rose.log.tail import Tailer
+    from rose.usage import Meter
 
     ports.refuse_open_door(given)
     listener = ports.listen(given.host, given.port)
@@ -128,6 +130,7 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
         pool = await _pool(given, stack, max_size=16)
         tailer = await stack.enter_async_context(Tailer(pool))
         engines = await stack.enter_async_context(EngineClient(token=given.inference_token))
+        meter = await stack.enter_async_context(Meter(pool))
         blobs = Blobs(given.blobs)
         app = create_app(
             Services(
@@ -137,6 +140,8 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
                 blobs=blobs,
                 commands=Commands(pool),
                 engines=engines,
+                limits=Limits(given),
+                meter=meter,
             )
         )
         config = uvicorn.Config(

@@ -14,12 +14,23 @@ from projections import files as files_view
 from projections import jobs as jobs_view
 from projections import models as models_view
 from projections.damage import whole
+from rose import quotas
 from rose.domain import bases, files, job_commands, jobs, models
 from rose.domain.catalogue import Event
 from rose.domain.hyperparameters import LoraSettings
 from rose.errors import Conflict, InvalidState, NotFound, StaleEpoch
 from rose.log import read
-from rose.log.append import Actor, EntityRow, KeyReused, LeaseChange, ModelNameTaken, StreamWrite, append
+from rose.log.append import (
+    Actor,
+    EntityRow,
+    KeyReused,
+    LeaseChange,
+    ModelNameTaken,
+    Quota,
+    QuotaExceeded,
+    StreamWrite,
+    append,
+)
 from rose.missing import missing_file, missing_job
 
 if TYPE_CHECKING:
@@ -95,19 +106,32 @@ class Commands:
         return await self._loop(lambda: self._load_job(job_id), write, request, respond)
 
     async def create_job(
-        self, command: job_commands.CreateJob, request: Request, *, respond: Respond | None = None
+        self,
+        command: job_commands.CreateJob,
+        request: Request,
+        *,
+        respond: Respond | None = None,
+        most_unfinished: int | None = None,
     ) -> Outcome[jobs.JobState]:
-        """Create a job; a model name that is taken gets `-2`, `-3`, …"""
+        """Create a job; a model name that is taken gets `-2`, `-3`, …
+
+        Raises: LimitReached when the project has `most_unfinished` jobs that have not ended.
+        """
         for number in range(1, MAX_NAME_NUMBER):
             name = bases.fine_tuned_name(command.model, command.at, command.suffix, number=number)
             named = msgspec.structs.replace(command, model_name=name)
             happened = jobs.decide(named, jobs.initial)
             state = _fold(jobs.evolve, jobs.initial, happened)
             write = _job_write(command.job_id, 0, happened, state, None, None)
+            if most_unfinished is not None:
+                quota = Quota(of="jobs", project=command.project, adds=1, most=most_unfinished)
+                write = msgspec.structs.replace(write, quota=quota)
             try:
                 return await self._append(state, 0, happened, [write], request, respond)
             except ModelNameTaken:
                 continue
+            except QuotaExceeded:
+                raise await quotas.too_many_jobs(self._pool, command.project, most_unfinished or 0) from None
         raise Conflict(f"No free name is left for {command.model} with suffix {command.suffix!r} in this second.")
 
     async def succeed(
@@ -155,15 +179,31 @@ class Commands:
         return await self._loop(lambda: self._load_job(job_id), write, request, None)
 
     async def add_file(
-        self, command: files.AddFile, request: Request, *, respond: Respond | None = None
+        self,
+        command: files.AddFile,
+        request: Request,
+        *,
+        respond: Respond | None = None,
+        most_bytes: int | None = None,
     ) -> Outcome[files.FileState]:
-        """Register an uploaded file whose content lies in the blob folder already."""
+        """Register an uploaded file whose content lies in the blob folder already.
+
+        Raises: LimitReached when the project would store more than `most_bytes`.
+        """
         happened = files.decide(command, files.initial)
         state = _fold(files.evolve, files.initial, happened)
+        size = command.artifact.bytes
         write = StreamWrite(
-            stream_id=f"file/{command.file_id}", expected_version=0, events=happened, row=files_view.row(state)
+            stream_id=f"file/{command.file_id}",
+            expected_version=0,
+            events=happened,
+            row=files_view.row(state),
+            quota=quotas.of_bytes(command.project, size, most_bytes),
         )
-        return await self._append(state, 0, happened, [write], request, respond)
+        try:
+            return await self._append(state, 0, happened, [write], request, respond)
+        except QuotaExceeded:
+            raise await quotas.too_many_bytes(self._pool, command.project, size, most_bytes or 0) from None
 
     async def delete_file(
         self, file_id: str, at: int, request: Request, *, respond: Respond | None = None

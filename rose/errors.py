@@ -12,6 +12,8 @@
     ├── NotFound               404  exit 3
     ├── MethodNotSupported     405  exit 2
     ├── TooLarge               413  exit 6
+    ├── LimitReached           429  exit 5   a rate of the project; when to come back
+    │   └── ProjectFull        429  exit 5   a project has all it may have; waiting alone does not help
     ├── Conflict               503  exit 7   another writer was first: reload and decide again
     │   └── StaleEpoch         (internal) the lease is lost: whoever holds it must stop
     ├── Unavailable            503  exit 7   a service that is needed does not answer
@@ -183,6 +185,35 @@ class TooLarge(RoseError):
     default_code = "too_large"
 
 
+class LimitReached(RoseError):
+    """A limit of the project is reached."""
+
+    status = 429
+    exit_code = 5
+    kind = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        hint: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code, param=param, hint=hint)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ProjectFull(LimitReached):
+    """The project has as much as it may have."""
+
+    default_code = "project_full"
+    codes = frozenset({"project_bytes_limit", "project_full", "project_jobs_limit"})
+    should_retry = False
+
+
 class Conflict(RoseError):
     """Another writer was first; the state was read anew too often without success."""
 
@@ -229,6 +260,8 @@ TABLE: tuple[type[RoseError], ...] = (
     PreconditionFailed,
     TooLarge,
     RangeNotSatisfiable,
+    LimitReached,
+    ProjectFull,
     RoseError,
     Unavailable,
     Conflict,

@@ -26,6 +26,14 @@ DEFAULT_ALIASES: Mapping[str, str] = {
     "tinyllama": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
 }
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+LIMITS = (
+    "requests_per_minute",
+    "tokens_per_minute",
+    "max_project_jobs",
+    "max_project_bytes",
+    "max_project_event_streams",
+)
+"""Settings that limit every project; without a value each is off."""
 SHORTEST_MEMORY_SECONDS = 600.0
 """Longer than any retry of a request or of a trainer's append lasts."""
 DEVICE = re.compile(r"(auto|cpu|mps|cuda(:\d+)?)\Z")
@@ -83,6 +91,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Largest file that can be uploaded in parts (`/v1/uploads`)."""
     min_free_bytes: int = 256 << 20
     """Free disk space under which uploads and job creation are refused and running jobs pause."""
+    requests_per_minute: int | None = None
+    """Requests that a project may make in a minute, counted by each API process for itself; default: any number."""
+    tokens_per_minute: int | None = None
+    """Tokens of prompts and answers that a project may have in a minute, counted likewise; default: any number."""
+    max_project_jobs: int | None = None
+    """Jobs that a project may have that have not ended; default: any number."""
+    max_project_bytes: int | None = None
+    """Bytes that a project may store in files, announced uploads, models and checkpoints; default: any number."""
+    max_project_event_streams: int | None = None
+    """Event streams that a project may have open at each API process; default: any number."""
     result_file_encoding: str = "plain"
     """`plain` CSV, or `base64` as the hosted service sends it."""
     idempotency_seconds: float = 86400.0
@@ -230,6 +248,7 @@ def _check(settings: Settings) -> None:
         ("recovery_steps", settings.recovery_steps is None or settings.recovery_steps > 0, "it must be above 0"),
         ("max_attempts", settings.max_attempts > 0, "it must be above 0"),
         ("minimum_examples", settings.minimum_examples > 0, "it must be above 0"),
+        *((name, _is_limit(getattr(settings, name)), "it must be above 0") for name in LIMITS),
         ("torch_threads", settings.torch_threads is None or settings.torch_threads > 0, "it must be above 0"),
         (
             "inference_threads",
@@ -240,6 +259,10 @@ def _check(settings: Settings) -> None:
     for name, holds, rule in rules:
         if not holds:
             raise _unusable(name, getattr(settings, name), f"; {rule}")
+
+
+def _is_limit(value: int | None) -> bool:
+    return value is None or value > 0
 
 
 def _unusable(name: str, value: Any, why: str) -> InvalidRequest:

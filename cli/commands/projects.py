@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from cyclopts import Parameter
 
 from cli.options import COMMON, Common
-from cli.output import moment
+from cli.output import duration, moment, size
 from rose.api import schema
 from rose.errors import InvalidRequest, NotFound
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "default"
 DAY_SECONDS = 86400
+UNFINISHED = ("validating_files", "queued", "running", "paused")
 
 
 def create_project(name: str, /, *, common: Common = COMMON) -> None:
@@ -63,6 +65,37 @@ def archive_project(project: str, /, *, common: Common = COMMON) -> None:
     with common.client() as client:
         gone = client.archive_project(_project(client, project))
     common.output.show(gone, identity=gone.id, lines=[f"Project archived: {gone.id} ({gone.name})"])
+
+
+def show_usage(project: str = "current", /, *, common: Common = COMMON) -> None:
+    """Show what a project has done and what it stores, and its limits.
+
+    Parameters
+    ----------
+    project
+        Its id or its name; default: the project that the key works in.
+    """
+    with common.client() as client:
+        used = client.project_usage(_meant(client, project))
+    jobs, stored, answered, limits = used.jobs, used.stored_bytes, used.completions, used.limits
+    states = ", ".join(f"{count} {status}" for status, count in jobs.items() if count) or "none"
+    lines = [
+        f"Project          {used.project_id}",
+        f"Jobs             {states}",
+        f"Unfinished jobs  {sum(jobs[status] for status in UNFINISHED)}{_of(limits.unfinished_jobs, str)}",
+        f"Trained          {used.trained_tokens} tokens in {duration(used.training_seconds)}",
+        f"Stored           {size(stored.total)}{_of(limits.stored_bytes, size)} (files {size(stored.files)}, "
+        f"uploads {size(stored.uploads)}, models {size(stored.models)})",
+        f"Answered         {answered.num_model_requests} requests: {answered.input_tokens} tokens in, "
+        f"{answered.output_tokens} out",
+    ]
+    rates = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
+    lines += [f"Limit            {rate} {what} per minute" for what, rate in rates.items() if rate is not None]
+    common.output.show(used, identity=used.project_id, lines=lines)
+
+
+def _of(limit: int | None, shown: Callable[[int], str]) -> str:
+    return "" if limit is None else f" of {shown(limit)}"
 
 
 def create_key(
@@ -156,6 +189,11 @@ def revoke_key(key: str, /, *, common: Common = COMMON) -> None:
         else:
             raise NotFound(f"There is no API key {key}.", hint="`rose keys list` shows the keys there are.")
     common.output.show(gone, identity=key, lines=[f"Key revoked: {key}"])
+
+
+def _meant(client: Client, given: str) -> str:
+    """Return the id of the project that is meant. An id needs no list of all projects, which only admins may see."""
+    return given if given in ("current", DEFAULT) or given.startswith("proj_") else _project(client, given)
 
 
 def _project(client: Client, given: str) -> str:

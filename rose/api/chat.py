@@ -14,6 +14,7 @@ import msgspec
 from litestar import Response
 from litestar.response import Stream
 
+from rose.api.accounts import Account
 from rose.api.decoding import read_body
 from rose.api.engines import ask_engine
 from rose.api.errors import AnyRequest, error_json, path_of
@@ -26,6 +27,7 @@ from rose.domain.job_values import BaseModel
 from rose.errors import NotFound, RoseError
 from rose.inference.client import says_something
 from rose.inference.request import ChatRequest, EngineRequest, Target, checked
+from rose.inference.wire import Counted
 
 Value = TypeVar("Value")
 
@@ -43,15 +45,19 @@ async def create_chat_completion(
     body = await read_body(request, ChatRequest, nul_allowed=True)
     check_values({"model": body.model})  # what is asked may hold a NUL; what is looked up may not
     named = await find_model(services, principal.project, body.model)
+    services.limits.require_tokens(principal.project, request.scope)
+    account = Account(services, principal.project, named.name, request.scope)
     target = target_of(named)
     asking = {**msgspec.to_builtins(body), "rose": msgspec.to_builtins(target)}
     checked(msgspec.convert(asking, EngineRequest))
     if not body.stream:
         asked = ask_engine(services, target.base.fingerprint, lambda url: services.engines.complete(url, asking))
         answer = await unless_client_leaves(request, asked)
+        if answer is not None:
+            account.count_answer(answer)
         return Response(answer, status_code=200 if answer is not None else CLIENT_LEFT)
     # Before the answer begins, so that a refusal is a status and not a broken stream.
-    begun = ask_engine(services, target.base.fingerprint, lambda url: _begun(services, url, asking))
+    begun = ask_engine(services, target.base.fingerprint, lambda url: _begun(services, url, asking, account))
     frames = await unless_client_leaves(request, begun)
     if frames is None:
         return Response(None, status_code=CLIENT_LEFT)
@@ -70,33 +76,46 @@ async def refuse_other_kinds(request: AnyRequest) -> None:
     )
 
 
-async def _begun(services: Services, url: str, asking: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+async def _begun(services: Services, url: str, asking: dict[str, Any], account: Account) -> AsyncGenerator[bytes, None]:
     """Return the frames of an answer once its first token is there. Raises: as EngineClient.stream."""
-    frames = _passed_on(services, url, asking)
+    frames = _passed_on(services, url, asking, account)
     await anext(frames)
     return frames
 
 
-async def _passed_on(services: Services, url: str, asking: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+async def _passed_on(
+    services: Services, url: str, asking: dict[str, Any], account: Account
+) -> AsyncGenerator[bytes, None]:
     """Yield nothing once the engine has made its first token, then its data lines as frames.
 
     Leaving early closes the connection to the engine, which frees it. Raises: EngineGone before the first token only.
     """
-    async with services.engines.stream(url, asking) as lines:
+    counted, sent = Counted(prompt_tokens=0, completion_tokens=None), 0
+
+    def note(news: Counted) -> None:
+        nonlocal counted
+        counted = news
+
+    async with services.engines.stream(url, asking, note) as lines:
         head: list[str] = []  # what comes before the first token may come again from another engine
         async for line in lines:
             head.append(line)
             if says_something(line):
                 break
-        yield b""
-        for line in head:
-            yield f"data: {line}\n\n".encode()
         try:
+            yield b""
+            for line in head:
+                yield f"data: {line}\n\n".encode()
+                sent += 1
             async for line in lines:
                 yield f"data: {line}\n\n".encode()
+                sent += 1
         except RoseError as error:
             logger.warning("a completion broke off: %s", error)
             yield b"data: " + error_json(error) + b"\n\n"
+        finally:  # of an answer that broke off it is known only how many pieces the client got
+            made = sent if counted.completion_tokens is None else counted.completion_tokens
+            account.count(counted.prompt_tokens, made)
 
 
 async def unless_client_leaves(request: AnyRequest, work: Awaitable[Value]) -> Value | None:

@@ -53,6 +53,8 @@ def headers_of(error: RoseError) -> dict[str, str]:
     headers: dict[str, str] = {}
     if error.retry_after_seconds is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_seconds))
+        if error.retry_after_seconds % 1:
+            headers["retry-after-ms"] = str(math.ceil(error.retry_after_seconds * 1000))
     if error.should_retry is not None:
         headers["x-should-retry"] = "true" if error.should_retry else "false"
     return headers

@@ -31,9 +31,10 @@ from rose.api.services import Services, TheServices
 from rose.blobs import TemporaryBlob
 from rose.decoding import check_values, convert
 from rose.domain.files import AddFile, FileState
-from rose.errors import InvalidRequest, TooLarge
+from rose.errors import InvalidRequest, LimitReached, TooLarge
 from rose.ids import new_id
 from rose.missing import missing_file
+from rose.quotas import require_bytes
 
 
 @post("/v1/files", answer=schema.File, form=schema.FileForm, request_max_body_size=None)
@@ -48,6 +49,12 @@ async def create_file(request: AnyRequest, services: TheServices, principal: The
             hint="Send it in parts (POST /v1/uploads), or let the server's setting max_upload_bytes allow more.",
         )
     await anyio.to_thread.run_sync(services.blobs.require_space, announced, settings.min_free_bytes)
+    at_least = max(announced - FORM_OVERHEAD_BYTES, 0)
+    try:
+        await require_bytes(services.pool, principal.project, at_least, settings.max_project_bytes)
+    except LimitReached:
+        await drain(request.stream())
+        raise
     blob = await anyio.to_thread.run_sync(services.blobs.open_temporary, "upload")
     try:
         filename, purpose, lifetime = await _receive(request, settings.max_upload_bytes, blob)
@@ -109,11 +116,12 @@ async def _publish(
     try:
         asking, answered = await asked(request, services, content)
         if answered is None:
-            outcome = await services.commands.add_file(command, asking, respond=_encoded)
+            most = services.settings.max_project_bytes
+            outcome = await services.commands.add_file(command, asking, respond=_encoded, most_bytes=most)
             if not outcome.replayed:
                 return Response(wire.file(outcome.state), status_code=200)
             answered = outcome.response or _encoded(outcome.state)
-    except InvalidRequest:
+    except (InvalidRequest, LimitReached):
         await anyio.to_thread.run_sync(services.blobs.delete, path)
         raise
     # Only here and above is it certain that no event names the blob; after an unknown outcome the sweeper decides.

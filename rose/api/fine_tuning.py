@@ -47,7 +47,9 @@ async def create_job(request: AnyRequest, services: TheServices, principal: TheP
         return stored_answer(answered)
     command = await job_command(services, principal.project, body)
     await _require_space(services)
-    outcome = await services.commands.create_job(command, asking, respond=_encoded)
+    outcome = await services.commands.create_job(
+        command, asking, respond=_encoded, most_unfinished=services.settings.max_project_jobs
+    )
     if outcome.replayed and outcome.response is not None:
         return stored_answer(outcome.response)
     return await _answer(services, outcome.state)
@@ -170,7 +172,7 @@ async def _stream_events(
     if await is_complete(services, state, cursor):
         return Response(None, status_code=204)
     return Stream(
-        frames(services, state.id, cursor),
+        frames(services, state.id, cursor, services.limits.take_stream(state.project)),
         media_type="text/event-stream",
         headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
     )

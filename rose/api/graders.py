@@ -9,6 +9,7 @@ import msgspec
 from litestar import Response
 
 from rose.api import schema
+from rose.api.accounts import Account
 from rose.api.chat import CLIENT_LEFT, target_of, unless_client_leaves
 from rose.api.decoding import read_body
 from rose.api.engines import ask_engine
@@ -30,7 +31,10 @@ async def run_grader(request: AnyRequest, services: TheServices, principal: TheP
     """Grade one answer. What goes wrong in grading is a flag of `metadata.errors`, and the reward 0."""
     body = await read_body(request, schema.RunGrader, nul_allowed=True)
     grader = reading.read(body.grader)
-    ask = _asker(services, await _models(services, principal.project, grader))
+    models = await _models(services, principal.project, grader)
+    if models:
+        services.limits.require_tokens(principal.project, request.scope)
+    ask = _asker(request, services, principal.project, models)
     started = time.monotonic()
     graded = await unless_client_leaves(request, grading.grade(grader, body.model_sample, body.item or {}, ask))
     if graded is None:
@@ -67,7 +71,7 @@ async def _models(services: Services, project: str, grader: Grader) -> dict[str,
     return found
 
 
-def _asker(services: Services, models: dict[str, Named]) -> Asker:
+def _asker(request: AnyRequest, services: Services, project: str, models: dict[str, Named]) -> Asker:
     """Return what asks this installation's models."""
 
     async def ask(model: str, messages: list[dict[str, Any]], sampling: SamplingParams) -> ModelAnswer:
@@ -89,6 +93,7 @@ def _asker(services: Services, models: dict[str, Named]) -> Asker:
         except RoseError as error:
             long = error.code == "context_length_exceeded"
             raise Fault("truncated_observation_error" if long else "model_grader_server_error", str(error)) from error
+        Account(services, project, models[model].name, request.scope).count_answer(answer)
         choice = answer["choices"][0]
         return ModelAnswer(
             text=choice["message"].get("content") or "",

@@ -129,6 +129,10 @@ def _described(
             (401, "No valid API key."),
             (404, "There is nothing of that name."),
             (413, "The body is too large."),
+            (
+                429,
+                "A limit of the project is reached; `code` names it, and `x-should-retry` says whether waiting helps.",
+            ),
             (503, "A service that this needs does not answer; try again after `retry-after` seconds."),
         )
     }

@@ -44,6 +44,7 @@ ThePart = Annotated[str, Meta(extra_json_schema={"format": "binary"})]
 """A file in a form; what is read of it here is its name."""
 FileLifeSeconds = Annotated[int, Meta(ge=SHORTEST_LIFE_SECONDS, le=LONGEST_LIFE_SECONDS)]
 Limit = Annotated[int, Meta(ge=0, description="Entries on the page; a larger number than the most counts as the most.")]
+Second = Annotated[int, Meta(ge=0, le=1 << 40)]
 After = Annotated[str, Meta(description="Id of the entry to go on behind.")]
 
 
@@ -620,6 +621,96 @@ class Project(Struct, frozen=True, kw_only=True):
     archived_at: int | None
     status: str
     """active or archived"""
+
+
+class StoredBytes(Struct, frozen=True, kw_only=True):
+    """What a project stores."""
+
+    files: int
+    """Usable ones, also result files."""
+    uploads: int
+    """Announced by uploads in parts that are not completed yet."""
+    models: int
+    """Models that answer, and checkpoints."""
+    total: int
+
+
+class AnsweredTokens(Struct, frozen=True, kw_only=True):
+    """Answers that a project got, and their tokens."""
+
+    num_model_requests: int
+    input_tokens: int
+    output_tokens: int
+
+
+class ProjectLimits(Struct, frozen=True, kw_only=True):
+    """Limits of each project; null: none."""
+
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    unfinished_jobs: int | None
+    stored_bytes: int | None
+    event_streams: int | None
+
+
+class ProjectUsage(Struct, frozen=True, kw_only=True):
+    """ROSE: what a project has done and what it stores."""
+
+    object: Literal["organization.project.usage"] = "organization.project.usage"
+    project_id: str
+    jobs: dict[str, int]
+    """How many there are by status."""
+    trained_tokens: int
+    training_seconds: float
+    """Of all runs together, from the start of each to the last that it reported."""
+    stored_bytes: StoredBytes
+    completions: AnsweredTokens
+    limits: ProjectLimits
+
+
+class CompletionsUsageQuery(Struct, frozen=True, kw_only=True):
+    """Which answers to add up, and by what."""
+
+    start_time: Annotated[Second, Meta(description="Unix seconds, inclusive.")]
+    end_time: Annotated[Second, Meta(description="Unix seconds, exclusive; default: now.")] | None = None
+    bucket_width: Annotated[Literal["1h", "1d"], Meta(description="ROSE counts by the hour.")] = "1d"
+    group_by: Annotated[list[Literal["project_id", "model"]], Meta(max_length=2)] | None = None
+    project_ids: Annotated[list[Id], Meta(max_length=1000)] | None = None
+    models: Annotated[list[Name], Meta(max_length=1000)] | None = None
+    limit: Annotated[int, Meta(ge=1, description="Buckets on the page: 7 of up to 31 days, 24 of up to 168 hours.")] | (
+        None
+    ) = None
+    page: Annotated[str, Meta(description="`next_page` of the page before.")] | None = None
+
+
+class CompletionsUsageResult(AnsweredTokens, frozen=True, kw_only=True):
+    """Answers of a bucket, of a project or model where it was grouped by it."""
+
+    object: Literal["organization.usage.completions.result"] = "organization.usage.completions.result"
+    project_id: str | None = None
+    model: str | None = None
+    user_id: None = None
+    api_key_id: None = None
+    batch: None = None
+    service_tier: None = None
+
+
+class UsageBucket(Struct, frozen=True, kw_only=True):
+    """A time and what was counted in it."""
+
+    object: Literal["bucket"] = "bucket"
+    start_time: int
+    end_time: int
+    results: list[CompletionsUsageResult]
+
+
+class UsagePage(Struct, frozen=True, kw_only=True):
+    """One page of buckets, oldest first."""
+
+    object: Literal["page"] = "page"
+    data: list[UsageBucket]
+    has_more: bool
+    next_page: str | None
 
 
 class ServiceAccountKey(Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ import anyio
 from litestar.types import ASGIApp, Message, Receive, ReceiveMessage, Scope, Send
 
 from rose.api.errors import CLIENT_LEFT, error_json, headers_of
+from rose.api.limits import rate_limit_headers
 from rose.errors import Unavailable
 from rose.ids import new_id
 
@@ -50,6 +51,7 @@ def request_envelope(app: ASGIApp) -> ASGIApp:
                     (b"x-request-id", request_id.encode()),
                     (b"openai-processing-ms", str(milliseconds).encode()),
                     (b"openai-version", API_VERSION.encode()),
+                    *rate_limit_headers(scope),
                 ]
                 logger.debug("%s %s %s %s ms", scope["method"], scope["path"], message["status"], milliseconds)
                 begun = True

@@ -64,7 +64,9 @@ async def create_upload(request: AnyRequest, services: TheServices, principal: T
         mime_type=body.mime_type,
         file_lifetime_seconds=body.expires_after.seconds if body.expires_after else None,
     )
-    outcome = await _uploads(services).create(command, asking, lambda state: _encoded(state, now))
+    outcome = await _uploads(services).create(
+        command, asking, lambda state: _encoded(state, now), most_bytes=services.settings.max_project_bytes
+    )
     return stored_answer(outcome.response) if outcome.response and outcome.replayed else _ok(outcome.state, now)
 
 

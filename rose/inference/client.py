@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any
@@ -18,6 +18,7 @@ import msgspec
 
 from rose.errors import RETRY_SECONDS, NotAuthorised, RoseError, Unavailable, error_of
 from rose.inference.generation import STOPPING, EngineBusy
+from rose.inference.wire import COUNTED, Counted
 from rose.leases import LIVE_SECONDS, Worker
 
 logger = logging.getLogger(__name__)
@@ -147,8 +148,12 @@ class EngineClient:
             return answer
 
     @asynccontextmanager
-    async def stream(self, url: str, request: dict[str, Any]) -> AsyncGenerator[AsyncIterator[str]]:
+    async def stream(
+        self, url: str, request: dict[str, Any], on_counted: Callable[[Counted], object] = lambda _: None
+    ) -> AsyncGenerator[AsyncIterator[str]]:
         """Give the `data:` lines of a streamed answer (their JSON, then `[DONE]`) as the engine sends them.
+
+        `on_counted` is told the prompt's tokens before the first line, and all before the last one.
 
         Raises: as `complete`, before the first line; within the lines EngineGone when the connection breaks.
         """
@@ -158,7 +163,7 @@ class EngineClient:
                 if response.status_code != 200:
                     raise _refusal(response.status_code, response.headers, await response.aread())
                 self._gone_at.pop(url, None)
-                yield self._data_lines(url, response)
+                yield self._data_lines(url, response, on_counted)
 
     @contextmanager
     def _call(self, url: str) -> Generator[None]:
@@ -170,11 +175,15 @@ class EngineClient:
         finally:
             self._asking[url] -= 1
 
-    async def _data_lines(self, url: str, response: httpx2.Response) -> AsyncGenerator[str]:
+    async def _data_lines(
+        self, url: str, response: httpx2.Response, on_counted: Callable[[Counted], object]
+    ) -> AsyncGenerator[str]:
         with self._answering(url):
             async for line in response.aiter_lines():
                 if line.startswith("data:"):
                     yield line.removeprefix("data:").removeprefix(" ")
+                elif line.startswith(_COUNTED):
+                    on_counted(msgspec.json.decode(line.removeprefix(_COUNTED), type=Counted))
 
     @contextmanager
     def _answering(self, url: str) -> Generator[None]:
@@ -201,6 +210,7 @@ class EngineClient:
         return since is not None
 
 
+_COUNTED = COUNTED.decode()
 _JSON = {"content-type": "application/json"}
 
 

@@ -15,6 +15,7 @@ from openai import AsyncOpenAI
 
 from projections import runner
 from rose.api.app import create_app
+from rose.api.limits import Limits
 from rose.api.services import Services
 from rose.blobs import Blobs
 from rose.commands import Commands
@@ -23,6 +24,7 @@ from rose.inference.client import EngineClient
 from rose.log.pool import Pool, open_pool
 from rose.log.tail import RING, Tailer
 from rose.settings import Settings, load
+from rose.usage import Meter
 from tests.api.running import SEED, Running, free_port
 from tests.api.teams import House
 from tests.conftest import _execute, _with_database
@@ -34,7 +36,11 @@ START_SECONDS = 30.0
 @asynccontextmanager
 async def serving(settings: Settings, pool: Pool, *, ring: int = RING) -> AsyncGenerator[Running]:
     """Serve the API with these parts until the block ends."""
-    async with Tailer(pool, ring=ring) as tailer, EngineClient(token=settings.inference_token) as engines:
+    async with (
+        Tailer(pool, ring=ring) as tailer,
+        EngineClient(token=settings.inference_token) as engines,
+        Meter(pool) as meter,
+    ):
         services = Services(
             settings=settings,
             pool=pool,
@@ -42,6 +48,8 @@ async def serving(settings: Settings, pool: Pool, *, ring: int = RING) -> AsyncG
             blobs=Blobs(settings.blobs),
             commands=Commands(pool),
             engines=engines,
+            limits=Limits(settings),
+            meter=meter,
         )
         config = uvicorn.Config(
             create_app(services),

@@ -81,7 +81,7 @@ def test_the_table_is_complete() -> None:
     assert set(TABLE) == own - {StaleEpoch}
 
 
-@pytest.mark.parametrize(("status", "kind"), [(418, InvalidRequest), (429, InvalidRequest), (502, RoseError)])
+@pytest.mark.parametrize(("status", "kind"), [(418, InvalidRequest), (451, InvalidRequest), (502, RoseError)])
 def test_an_answer_of_somebody_else_is_read_by_its_hundred(status: int, kind: type[RoseError]) -> None:
     assert error_of(status, "whatever") is kind
 
