@@ -48,7 +48,8 @@ def test_a_base_that_is_not_there_is_named_with_what_to_do(engine: TorchEngine, 
 def test_a_base_whose_files_changed_is_refused(engine: TorchEngine, world: World, other_base: Path) -> None:
     base = msgspec.structs.replace(world.base, source=str(other_base), fingerprint="e" * 64)
     error = refusal(engine, ask(world.target(base=base)))
-    assert (error.status, error.code) == (400, "wrong_base_model")
+    assert (error.status, error.code, error.param) == (400, "base_changed", "model")
+    assert f"is not the one that the model '{world.target().model}' was made with" in error.message
 
 
 def test_an_adapter_is_refused_on_another_base_although_it_would_fit(
@@ -58,7 +59,7 @@ def test_an_adapter_is_refused_on_another_base_although_it_would_fit(
 
     base = locate(str(other_base), models_dir=other_base).base_model()
     error = refusal(engine, ask(world.target(world.red, base=base)))
-    assert (error.status, error.code) == (400, "wrong_base_model")
+    assert (error.status, error.code) == (400, "base_changed")
     assert base.fingerprint[:12] in error.message
 
 
