@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
 import queue
+import shutil
 import threading
 import weakref
 from collections.abc import Callable
@@ -160,6 +162,17 @@ def test_a_model_that_never_fits_says_how_much_it_needs(start_engine: Start, wor
     assert (error.status, error.code) == (503, "not_enough_memory")
     assert "GiB" in error.message
     assert error.hint
+
+
+def test_a_model_that_the_allocator_refuses_is_no_failure_of_the_engine(
+    start_engine: Start, world: World, other_base: Path, tmp_path: Path
+) -> None:
+    """torch's CPU allocator raises a plain RuntimeError, which must not become a 500."""
+    folder = Path(shutil.copytree(other_base, tmp_path / "huge"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 1 << 42}))
+    error = refusal(start_engine(), ask(other_target(world, folder)))
+    assert (error.status, error.code) == (503, "not_enough_memory")
 
 
 def test_who_waits_too_long_for_a_model_is_told_to_ask_again_and_then_finds_it(
