@@ -154,6 +154,7 @@ def test_a_model_that_does_not_fit_beside_busy_ones_is_refused_for_a_while(
     busy.cancel()
     assert isinstance(error, EngineBusy)
     assert (error.status, error.code) == (503, "not_enough_memory")
+    assert error.retry_after_seconds is not None
     assert error.retry_after_seconds > 0
 
 
