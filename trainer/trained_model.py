@@ -18,7 +18,7 @@ from rose.domain.job_values import ParentModel
 from rose.errors import InvalidRequest
 from rose.language_models.adapters import merge_adapter_into, read_adapter
 from rose.language_models.load import is_out_of_memory, load_model
-from rose.language_models.locate import FACTS_FILE, LocatedBase, locate, verify_fingerprint
+from rose.language_models.locate import FACTS_FILE, LocatedBase, check_base, locate
 from rose.language_models.lora import LoraAdapter, attach
 from rose.language_models.template import load_tokenizer
 from trainer.hardware import Hardware, OutOfMemory
@@ -59,12 +59,12 @@ class TrainedModel:
 def locate_base(spec: RunSpec) -> LocatedBase:
     """Find the base that the job was validated with.
 
-    Raises: ModelNotAvailable; WrongBaseModel when its content is another by now.
+    Raises: ModelNotAvailable; BaseChanged when its content is another by now.
     """
     located = locate(
         spec.base.source, revision=spec.base.revision, models_dir=Path(spec.models_dir), offline=spec.hub_offline
     )
-    verify_fingerprint(located, spec.base, "The job's plan")
+    check_base(located, spec.base, f"the job {spec.job_id}")
     return located
 
 

@@ -15,7 +15,7 @@ from rose.inference.request import Target
 from rose.inference.resident import Resident
 from rose.language_models.adapters import read_adapter
 from rose.language_models.load import choose_device, choose_dtype, is_out_of_memory, load_model
-from rose.language_models.locate import LocatedBase, ModelNotAvailable, describe, locate, verify_fingerprint
+from rose.language_models.locate import LocatedBase, ModelNotAvailable, check_base, describe, locate
 from rose.language_models.template import load_template
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Loader:
     def load(self, target: Target, resident: Resident | None) -> Resident:
         """Return `resident` (or the model that `target` needs, loaded) with the target's adapter on it.
 
-        Raises: NotFound when the base is not available; InvalidRequest when base and adapter do not belong together;
+        Raises: NotFound when the base is not available; BaseChanged when base and adapter do not belong together;
         BlobMismatch; NotEnoughMemory.
         """
         if resident is None:
@@ -75,7 +75,7 @@ class Loader:
         except ModelNotAvailable as error:
             raise _not_available(target, error) from error
         if base.fingerprint:
-            verify_fingerprint(located, base, f"The model {target.model!r}")
+            check_base(located, base, f"the model '{target.model}'")
         return located
 
     def _load(self, key: str, located: LocatedBase, target: Target) -> Resident:

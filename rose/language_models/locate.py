@@ -122,18 +122,10 @@ class ModelNotAvailable(InvalidRequest):
     default_code = "model_not_available"
 
 
-class WrongBaseModel(InvalidRequest):
-    """The base is another than the one that something was made with; its numbers would mean something else."""
+class BaseChanged(InvalidRequest):
+    """The base model is not the one that a job, a model or an adapter was made with."""
 
-    default_code = "wrong_base_model"
-
-    def __init__(self, of: str, expected: BaseModel, what: str, fingerprint: str) -> None:
-        super().__init__(
-            f"{of} was made with the base {expected.source!r} with fingerprint {expected.fingerprint[:12]}; "
-            f"{what} has {fingerprint[:12]}.",
-            param="model",
-            hint="Put the original files of the base back, or create a new job.",
-        )
+    default_code = "base_changed"
 
 
 def tiny_folder(models_dir: Path) -> Path:
@@ -221,13 +213,20 @@ def _locate_tiny(models_dir: Path, version: str) -> LocatedBase:
     )
 
 
-def verify_fingerprint(located: LocatedBase, expected: BaseModel, of: str) -> None:
-    """Refuse a base that is not exactly the one that `of` (a job, a model) was made with.
+def check_base(found: LocatedBase | BaseModel, expected: BaseModel, what: str) -> None:
+    """Refuse a base that is not exactly the one that `what` (a job, a model, an adapter) was made with.
 
-    Raises: WrongBaseModel.
+    Raises: BaseChanged naming both fingerprints.
     """
-    if located.fingerprint != expected.fingerprint:
-        raise WrongBaseModel(of, expected, f"what lies at {located.path}", located.fingerprint)
+    if found.fingerprint == expected.fingerprint:
+        return
+    where = f" in {found.path}" if isinstance(found, LocatedBase) and str(found.path) != found.source else ""
+    raise BaseChanged(
+        f"The base model {found.source!r}{where} is not the one that {what} was made with: its fingerprint is "
+        f"{found.fingerprint[:12]}, not {expected.fingerprint[:12]}.",
+        param="model",
+        hint="Put the original files of the base back, or train a new model on the present ones.",
+    )
 
 
 def describe(folder: Path, *, source: str, revision: str | None) -> LocatedBase:

@@ -60,8 +60,10 @@ def test_detached_it_says_where_it_answers_and_everybody_finds_it(up: RoseUp) ->
         assert (up.settings.logs / f"{kind}.log").stat().st_mode & 0o777 == 0o600
 
     second = up.rose("up")
-    assert second.returncode == 5
+    detached = up.rose("up", "--detach")
+    assert (second.returncode, detached.returncode) == (5, 5)
     assert f"answers at {up.settings.url}" in second.stderr
+    assert "error[already_running]" in detached.stderr
     status = up.rose("status")
     assert status.returncode == 0
     assert up.settings.url in status.stdout

@@ -239,7 +239,8 @@ def test_a_changed_base_is_refused(tmp_path: Path, fixture_base: Path) -> None:
     job = Job(tmp_path, fixture_base, rows(pairs(2)))
     other = msgspec.structs.replace(job.located.base_model(), fingerprint="0" * 64)
     failed = failure(job.run(base=other))
-    assert (failed.code, failed.retryable) == ("wrong_base_model", False)
+    assert (failed.code, failed.param, failed.retryable) == ("base_changed", "model", False)
+    assert f"is not the one that the job {job.spec().job_id} was made with" in failed.message
     assert "000000000000" in failed.message
 
 

@@ -17,7 +17,9 @@ import projections
 import rose
 import trainer
 from rose import errors
-from rose.errors import TABLE, InvalidRequest, RoseError, StaleEpoch, error_of
+from rose.api.errors import answer
+from rose.errors import TABLE, Conflict, InvalidRequest, NoSpace, RoseError, StaleEpoch, Unavailable, error_of
+from rose.inference.generation import EngineBusy
 
 ROOT = Path(rose.__file__).parent.parent
 ROW = re.compile(r"\| (\d+) \| `(\w+)` \| (\d+) \| (.*) \|")
@@ -84,6 +86,21 @@ def test_the_table_is_complete() -> None:
 @pytest.mark.parametrize(("status", "kind"), [(418, InvalidRequest), (451, InvalidRequest), (502, RoseError)])
 def test_an_answer_of_somebody_else_is_read_by_its_hundred(status: int, kind: type[RoseError]) -> None:
     assert error_of(status, "whatever") is kind
+
+
+@pytest.mark.parametrize(
+    ("error", "headers"),
+    [
+        (InvalidRequest("no"), {}),
+        (Conflict(), {"retry-after": "2"}),
+        (Unavailable(), {"retry-after": "2"}),
+        (EngineBusy(retry_after_seconds=14.2), {"retry-after": "15"}),
+        (NoSpace(), {"x-should-retry": "false"}),
+    ],
+)
+def test_an_answer_says_whether_and_when_to_ask_again(error: RoseError, headers: dict[str, str]) -> None:
+    given = answer(error)
+    assert (given.status_code, given.headers) == (error.status, headers)
 
 
 def test_the_documentation_shows_the_table() -> None:
