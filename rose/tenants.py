@@ -11,11 +11,11 @@ import msgspec
 
 from projections import keys as keys_view
 from projections import projects as projects_view
-from rose.commands import Outcome, Request
+from rose.commands import Outcome, Request, Respond
 from rose.domain import keys, projects
 from rose.errors import Conflict, InvalidState, NotFound
 from rose.log import read
-from rose.log.append import StreamWrite, append
+from rose.log.append import Appended, StreamWrite, append
 
 if TYPE_CHECKING:
     from rose.log.pool import Pool
@@ -39,10 +39,11 @@ class Tenants:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def create_project(self, command: projects.CreateProject, request: Request) -> projects.ProjectState:
+    async def create_project(
+        self, command: projects.CreateProject, request: Request, respond: Respond
+    ) -> Outcome[projects.ProjectState]:
         """Create a project. Raises: Unavailable."""
-        outcome = await self._project(command.project, command, projects.initial, 0, request)
-        return outcome.state
+        return await self._project(command.project, command, projects.initial, 0, request, respond)
 
     async def change_project(
         self, project: str, command: projects.RenameProject | projects.ArchiveProject, request: Request
@@ -97,7 +98,8 @@ class Tenants:
                 loaded = msgspec.json.decode(found[0], type=keys.KeyState)
                 writes.append(_key_write(keys.RevokeKey(at=at), loaded, found[1])[1])
             try:
-                return await self._append(writes, request)
+                await self._append(writes, request)
+                return
             except Conflict:
                 continue
         raise Conflict(f"Another writer was first {MAX_TRIES} times in a row.")
@@ -119,19 +121,27 @@ class Tenants:
         state: projects.ProjectState,
         version: int,
         request: Request,
+        respond: Respond | None = None,
     ) -> Outcome[projects.ProjectState]:
         events = projects.decide(command, state)
         after = reduce(projects.evolve, events, state)
-        if events:
-            write = StreamWrite(
-                stream_id=f"project/{project}", expected_version=version, events=events, row=projects_view.row(after)
-            )
-            await self._append([write], request)
-        return Outcome(state=after, version=version + len(events), events=events, position=None)
+        outcome = Outcome(state=after, version=version + len(events), events=events, position=None)
+        if not events:
+            return outcome
+        write = StreamWrite(
+            stream_id=f"project/{project}", expected_version=version, events=events, row=projects_view.row(after)
+        )
+        appended = await self._append([write], request, respond(after) if respond else None)
+        return msgspec.structs.replace(outcome, replayed=appended.replayed, response=appended.response)
 
-    async def _append(self, writes: list[StreamWrite], request: Request) -> None:
-        await append(
-            self._pool, writes, command_id=request.command_id, request_hash=request.request_hash, actor=request.actor
+    async def _append(self, writes: list[StreamWrite], request: Request, response: bytes | None = None) -> Appended:
+        return await append(
+            self._pool,
+            writes,
+            command_id=request.command_id,
+            request_hash=request.request_hash,
+            response=response,
+            actor=request.actor,
         )
 
 

@@ -15,7 +15,7 @@ from litestar.params import FromPath
 from projections import keys as keys_view
 from projections import projects as projects_view
 from rose.api import schema, wire
-from rose.api.asking import asked
+from rose.api.asking import asked, stored_answer
 from rose.api.decoding import read_body, read_query
 from rose.api.errors import AnyRequest
 from rose.api.principal import NEEDS
@@ -39,9 +39,16 @@ ADMIN = {NEEDS: "admin"}
 async def create_project(request: AnyRequest, services: TheServices) -> Response[Any]:
     """Make room for another team."""
     name = _printable((await read_body(request, schema.NameProject)).name)
-    asking, _ = await asked(request, services, await request.body())
+    asking, answered = await asked(request, services, await request.body())
+    if answered is not None:
+        return stored_answer(answered)
     command = CreateProject(project=new_id("proj_"), at=int(time.time()), name=name)
-    return _ok(wire.project(await Tenants(services.pool).create_project(command, asking)))
+    outcome = await Tenants(services.pool).create_project(
+        command, asking, lambda state: msgspec.json.encode(wire.project(state))
+    )
+    return (
+        stored_answer(outcome.response) if outcome.replayed and outcome.response else _ok(wire.project(outcome.state))
+    )
 
 
 @get("/v1/organization/projects", opt=ADMIN, query=schema.ProjectsQuery)

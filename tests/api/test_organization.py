@@ -130,3 +130,13 @@ async def test_what_cannot_be_is_named(api: Running, method: str, path: str, bod
     answer = await api.http.request(method, f"/v1/organization/projects{path}", json=body)
     assert answer.status_code in (400, 404)
     assert answer.json()["error"]["param"] == param
+
+
+async def test_a_project_that_is_created_again_with_the_same_key_is_the_same_one(api: Running) -> None:
+    headers = {"Idempotency-Key": "once"}
+    first, again = [
+        (await api.http.post("/v1/organization/projects", json={"name": "red"}, headers=headers)).json()
+        for _ in range(2)
+    ]
+    assert again == first
+    assert (await api.http.get(f"/v1/organization/projects/{first['id']}")).json() == first
