@@ -65,14 +65,13 @@ class Tenants:
     async def create_key(self, command: keys.CreateKey, secret: str, request: Request) -> keys.KeyState:
         """Create a key that is recognised by `secret`, which is kept as a hash only: one of NATS by NATS alone.
 
-        Raises: InvalidState for the first key of all when it cannot administer; Unavailable.
+        Raises: InvalidState for the first key of all when it cannot administer, and when the request is repeated;
+        Unavailable.
         """
         if command.kind == "nats":
             password_hash = bcrypt.hashpw(secret.encode(), bcrypt.gensalt(BCRYPT_ROUNDS)).decode()
             await keys_view.remember_password(self._pool, command.key_id, password_hash)
-            state, write = _key_write(command, keys.initial, 0)
-            await self._append([write], request)
-            return state
+            return await self._create_key(command, request)
         if command.scope != "admin" and not await keys_view.other_administrators(self._pool, command.key_id):
             raise InvalidState(
                 "The first key must have the scope admin.",
@@ -80,8 +79,18 @@ class Tenants:
                 hint="From the first key on every call needs one, and somebody must be able to make more.",
             )
         await keys_view.remember(self._pool, secret, command.key_id)
+        return await self._create_key(command, request)
+
+    async def _create_key(self, command: keys.CreateKey, request: Request) -> keys.KeyState:
         state, write = _key_write(command, keys.initial, 0)
-        await self._append([write], request)
+        done = await self._append([write], request)
+        # An append whose answer was lost is asked again and then counts as repeated, too; but then this key is there.
+        if done.replayed and await keys_view.get(self._pool, command.project, command.key_id) is None:
+            raise InvalidState(
+                "This request was answered before, and the key's secret was shown then; it is not kept.",
+                code="secret_gone",
+                hint="If the secret is lost, revoke that key and create another with a fresh Idempotency-Key.",
+            )
         return state
 
     async def revoke_keys(self, states: list[keys.KeyState], at: int, request: Request) -> None:

@@ -94,7 +94,7 @@ def test_an_answer_of_somebody_else_is_read_by_its_hundred(status: int, kind: ty
         (InvalidRequest("no"), {}),
         (Conflict(), {"retry-after": "2"}),
         (Unavailable(), {"retry-after": "2"}),
-        (EngineBusy(retry_after_seconds=14.2), {"retry-after": "15"}),
+        (EngineBusy(retry_after_seconds=14.2), {"retry-after": "15", "retry-after-ms": "14200"}),
         (NoSpace(), {"x-should-retry": "false"}),
     ],
 )
