@@ -192,6 +192,7 @@ class Neighbours(RuleBasedStateMachine):
         self.worlds = tuple(World(one) for one in self.installations)
         _, self.b = self.installations[0].team("b")
         self.bs: dict[str, list[str]] = {kind: [] for kind in (*KINDS, "model", "ftevent")}
+        self.reserved: set[str] = set()
         self.b_uploads(None, "b.jsonl")
         self.b_begins_an_upload()
         self.b_has_a_webhook()
@@ -234,7 +235,8 @@ class Neighbours(RuleBasedStateMachine):
     def pick(self, draw: Any, kind: str, *, foreign: bool) -> tuple[str, str]:
         """Return an id of that kind in each world: A's own, or B's and one that never was."""
         own = self.worlds[0].own[kind]
-        foreigners = [one for one in self.bs[kind] if one not in own]  # models made in one second have one name
+        # What A and B make in one second has one name, also when A's is only reserved for a job.
+        foreigners = [one for one in self.bs[kind] if one not in own and one not in self.reserved]
         if foreign and foreigners:
             return self.beside_a_ghost(kind, draw.draw(st.sampled_from(foreigners)))
         if own:
@@ -325,6 +327,8 @@ class Neighbours(RuleBasedStateMachine):
         )
         assert first == second
         self.note(answers, "ftjob")
+        if answers[0]["status"] == 200:
+            self.reserved.add(msgspec.json.decode(answers[0]["body"])["reserved_model"])
         if succeeds and answers[0]["status"] == 200:
             for world in self.worlds:
                 job_id = world.own["ftjob"][-1]
@@ -388,7 +392,7 @@ class Neighbours(RuleBasedStateMachine):
         strange = self.beside_a_ghost("model", self.bs["model"][-1])
         own = (self.worlds[0].own["model"][-1], self.worlds[1].own["model"][-1])
         permissions = self.beside_a_ghost("cp", self.bs["cp"][-1])
-        for models in (own, strange) if strange[0] not in self.worlds[0].own["model"] else (own,):
+        for models in (own, strange) if strange[0] not in self.reserved else (own,):
             for step in STEPS:
                 self.lend(models, step, foreign=models is strange)
                 self.chat(models, step, foreign=models is strange)
