@@ -55,7 +55,7 @@ class House:
 
     async def project(self, name: str) -> str:
         command = CreateProject(project=new_id("proj_"), at=1, name=name)
-        return (await self.tenants.create_project(command, asking())).project
+        return (await self.tenants.create_project(command, asking(), lambda _: b"")).state.project
 
     async def key(self, project: str, *, expires_at: int | None = None) -> tuple[KeyState, str]:
         secret = new_secret("nats")
