@@ -229,10 +229,10 @@ def main() -> None:
     rows = [row(name, rounds) for name, rounds in found.items() if rounds]
     if given.only is None and given.profile is None:
         what = (
-            f"{__doc__.splitlines()[0]} `before` is {BEFORE}, the last commit that encoded a frame for each client; the "
-            "goal is a p99 below 50 ms. Frames come while the request still waits for its own answer, which has the same "
-            "delays: what is left is the append itself, on two cores that training, Postgres and the clients share. Of "
-            "the 40 seconds the API works for about three."
+            f"{__doc__.splitlines()[0]} `before` is {BEFORE}, the last commit that encoded a frame for each client; "
+            "the goal is a p99 below 50 ms. Frames come while the request still waits for its own answer, which has "
+            "the same delays: what is left is the append itself, on two cores that training, Postgres and the clients "
+            "share. Of the 40 seconds the API works for about three."
         )
         print("written to", record("streams_under_training", what, COLUMNS, rows))
 
