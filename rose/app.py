@@ -171,7 +171,7 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
 
 async def _projections(given: settings.Settings, stop: anyio.Event) -> None:
     from projections import runner
-    from rose import relay
+    from rose import readers, relay
     from rose.webhooks import delivery
 
     async with AsyncExitStack() as stack:
@@ -180,6 +180,7 @@ async def _projections(given: settings.Settings, stop: anyio.Event) -> None:
         await stack.enter_async_context(_announced(pool, "projections"))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(relay.run, pool, bus, given, stop)
+            tasks.start_soon(readers.run, pool, bus, given, stop)
             tasks.start_soon(runner.run, pool, stop)
             tasks.start_soon(delivery.run, pool, given, stop)
 

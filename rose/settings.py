@@ -51,6 +51,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """NATS to use; without one `rose up` runs its own."""
     nats_token: str | None = None
     """Token for NATS; `rose up` makes one for its own server."""
+    nats_readers_file: Path | None = None
+    """File that NATS' configuration includes and ROSE writes: who reads with a key (`rose keys create --nats`)."""
+    nats_system_url: str | None = None
+    """NATS with a user of its system account, so that ROSE can let it read that file again."""
     nats_replicas: int = 1
     """Copies of the JetStream stream, 1 to 5."""
     nats_max_bytes: int = 1 << 30
@@ -175,7 +179,7 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
             raise _unusable(name, text if raw is None else raw, f": {error}") from None
     if "model_aliases" in values:
         values["model_aliases"] = {**DEFAULT_ALIASES, **values["model_aliases"]}
-    for name in ("data_dir", "blob_dir"):
+    for name in ("data_dir", "blob_dir", "nats_readers_file"):
         if values.get(name) is not None:
             values[name] = Path(values[name]).expanduser().absolute()
     settings = Settings(**values)

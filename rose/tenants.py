@@ -19,15 +19,15 @@ from rose.log.append import StreamWrite, append
 if TYPE_CHECKING:
     from rose.log.pool import Pool
 
-SECRET_PREFIX = "sk-rose-"
+SECRET_PREFIXES: dict[keys.Kind, str] = {"api": "sk-rose-", "nats": "nats-rose-"}
 SECRET_BYTES = 32
 HINT_CHARACTERS = 4
 MAX_TRIES = 10
 
 
-def new_secret() -> str:
-    """Return a fresh key: `sk-rose-` and 43 characters, 256 random bits."""
-    return SECRET_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+def new_secret(kind: keys.Kind = "api") -> str:
+    """Return a fresh key, or the password of one for NATS: a prefix and 43 characters, 256 random bits."""
+    return SECRET_PREFIXES[kind] + secrets.token_urlsafe(SECRET_BYTES)
 
 
 class Tenants:
@@ -61,15 +61,18 @@ class Tenants:
     async def create_key(self, command: keys.CreateKey, secret: str, request: Request) -> keys.KeyState:
         """Create a key that is recognised by `secret`, which is kept as a hash only.
 
-        Raises: InvalidState for the first key of all when it cannot administer; Unavailable.
+        Raises: InvalidState for the first API key of all when it cannot administer; Unavailable.
         """
-        if command.scope != "admin" and not await keys_view.other_administrators(self._pool, command.key_id):
+        if command.kind == "nats":
+            await keys_view.remember_password(self._pool, secret, command.key_id)
+        elif command.scope != "admin" and not await keys_view.other_administrators(self._pool, command.key_id):
             raise InvalidState(
                 "The first key must have the scope admin.",
                 code="first_key",
                 hint="From the first key on every call needs one, and somebody must be able to make more.",
             )
-        await keys_view.remember(self._pool, secret, command.key_id)
+        else:
+            await keys_view.remember(self._pool, secret, command.key_id)
         state, write = _key_write(command, keys.initial, 0)
         await self._append([write], request)
         return state

@@ -112,7 +112,7 @@ def shared_nats() -> Iterator[tuple[str, str | None]]:
         yield given, os.environ.get("ROSE_TEST_NATS_TOKEN")
         return
     with services.running_nats() as server:
-        yield server.url, server.token
+        yield server.url, None
 
 
 @pytest.fixture(scope="session")

@@ -76,19 +76,14 @@ class Server:
 
 
 class NatsServer(Server):
-    """A nats-server with JetStream and a token; its port stays the same over restarts."""
+    """A nats-server with JetStream and users; its port stays the same over restarts."""
 
     service: Nats
 
     @property
     def url(self) -> str:
-        """Address of the server."""
+        """Address of the server, with ROSE's own user."""
         return self.service.url
-
-    @property
-    def token(self) -> str:
-        """Token that clients must give."""
-        return self.service.token
 
 
 @contextmanager

@@ -158,14 +158,15 @@ def rebuild_stream(
         Log position to begin with.
     """
     from rose import relay
-    from rose.bus import Bus
+    from rose.bus import Bus, without_password
     from rose.errors import Unavailable
 
     async def work(pool: Pool, settings: Settings) -> None:
         async with Bus(settings.nats_url, token=settings.nats_token, name="rose cli") as bus:
             if not await bus.wait_connected(10.0):
                 raise Unavailable(
-                    f"No NATS answers at {settings.nats_url}.", hint="Start ROSE with `rose up`, or set ROSE_NATS_URL."
+                    f"No NATS answers at {without_password(settings.nats_url or '')}.",
+                    hint="Start ROSE with `rose up`, or set ROSE_NATS_URL.",
                 )
             await relay.rebuild_stream(pool, bus, settings, first_position=first_position)
 

@@ -245,9 +245,11 @@ async def _examine_nats(settings: Settings) -> list[Finding]:
 
     import anyio
 
+    from rose.bus import without_password
+
     if settings.nats_url is None:
         return [Finding("events", "warn", "no NATS is given, so other services cannot follow", "set ROSE_NATS_URL")]
-    address = urlsplit(settings.nats_url)
+    address, shown = urlsplit(settings.nats_url), without_password(settings.nats_url)
     try:
         with anyio.fail_after(5.0):
             stream = await anyio.connect_tcp(address.hostname or "127.0.0.1", address.port or 4222)
@@ -255,10 +257,10 @@ async def _examine_nats(settings: Settings) -> list[Finding]:
             await stream.aclose()
     except (OSError, TimeoutError, anyio.EndOfStream) as problem:
         mend = "start that NATS, or correct ROSE_NATS_URL; jobs go on without it"
-        return [Finding("events", "fail", f"no NATS answers at {settings.nats_url}: {problem}", mend)]
+        return [Finding("events", "fail", f"no NATS answers at {shown}: {problem}", mend)]
     if not greeting.startswith(b"INFO "):
-        return [Finding("events", "fail", f"what answers at {settings.nats_url} is no NATS", "correct ROSE_NATS_URL")]
-    return [Finding("events", "ok", f"NATS answers at {settings.nats_url}")]
+        return [Finding("events", "fail", f"what answers at {shown} is no NATS", "correct ROSE_NATS_URL")]
+    return [Finding("events", "ok", f"NATS answers at {shown}")]
 
 
 def _training(settings: Settings) -> Iterable[Finding]:

@@ -68,11 +68,12 @@ def create_key(
     /,
     *,
     project: Annotated[str, Parameter(env_var="ROSE_PROJECT")] = DEFAULT,
-    scope: Annotated[Literal["read", "write", "admin"], Parameter(env_var="ROSE_SCOPE")] = "write",
+    scope: Annotated[Literal["read", "write", "admin"] | None, Parameter(env_var="ROSE_SCOPE")] = None,
+    nats: Annotated[bool, Parameter(env_var="ROSE_NATS", negative="")] = False,
     days: Annotated[int | None, Parameter(env_var="ROSE_DAYS")] = None,
     common: Common = COMMON,
 ) -> None:
-    """Create an API key and print it, this once.
+    """Create an API key, or user and password for NATS, and print it, this once.
 
     Parameters
     ----------
@@ -81,21 +82,32 @@ def create_key(
     project
         Id or name of the project that it works in.
     scope
-        read: look and chat. write: also upload, train, delete. admin: also projects and keys, of all projects.
+        read: look and chat. write (the default): also upload, train, delete. admin: also projects and keys, of all
+        projects.
+    nats
+        It reads the project's events in NATS, and opens nothing of the API.
     days
         After how many days it opens nothing any more; default: never.
     """
-    body: dict[str, Any] = {"name": name, "scope": scope}
+    body: dict[str, Any] = {"name": name}
+    if scope is not None or not nats:
+        body["scope"] = scope or "write"
+    if nats:
+        body["nats"] = True
     if days is not None:
         body["expires_in_seconds"] = days * DAY_SECONDS
     with common.client() as client:
         made = client.organization("POST", f"/projects/{_project(client, project)}/service_accounts", body)
     key = made["api_key"]
-    lines = [
-        f"Key created: {key['id']} ({scope}, project {project})",
-        key["value"],
-        "Keep it: it is not shown again. The command line reads it from ROSE_API_KEY, the SDKs from OPENAI_API_KEY.",
-    ]
+    if nats:
+        lines = _nats_lines(key, project)
+    else:
+        lines = [
+            f"Key created: {key['id']} ({key['scope']}, project {project})",
+            key["value"],
+            "Keep it: it is not shown again. The command line reads it from ROSE_API_KEY, the SDKs from "
+            "OPENAI_API_KEY.",
+        ]
     common.output.show(made, identity=key["value"], lines=lines)
 
 
@@ -118,13 +130,14 @@ def list_keys(
             key["name"],
             one,
             key["scope"],
+            key["kind"],
             key["redacted_value"],
             moment(key["created_at"]),
             moment(key["expires_at"]) if key["expires_at"] else "",
         )
         for one, key in found
     ]
-    headings = ("key", "name", "project", "scope", "value", "created", "expires")
+    headings = ("key", "name", "project", "scope", "opens", "value", "created", "expires")
     empty = "There is no key: whoever sits at the server's machine may do everything."
     common.output.table(headings, rows, things=[key for _, key in found], empty=empty)
 
@@ -145,6 +158,21 @@ def revoke_key(key: str, /, *, common: Common = COMMON) -> None:
         else:
             raise NotFound(f"There is no API key {key}.", hint="`rose keys list` shows the keys there are.")
     common.output.show(gone, identity=key, lines=[f"Key revoked: {key}"])
+
+
+def _nats_lines(key: dict[str, Any], project: str) -> list[str]:
+    access = key["nats"]
+    lines = [
+        f"Key created: {key['id']} (NATS, project {project})",
+        f"NATS_URL={access['url'] or 'nats://…'}",
+        f"NATS_USER={access['user']}",
+        f"NATS_PASSWORD={key['value']}",
+        f"It reads {access['subjects']} through the consumer {access['consumer']} of {access['stream']}.",
+        "Keep the password: it is not shown again. docs/subjects.md has a program that reads with it.",
+    ]
+    if not access["ready"]:
+        lines.append("NATS does not know the key yet: it will once it is there and ROSE's projections run.")
+    return lines
 
 
 def _projects(client: Client, *, archived: bool) -> list[dict[str, Any]]:

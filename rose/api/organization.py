@@ -19,19 +19,23 @@ from rose.api.asking import asked
 from rose.api.body import check_values, query_choice, query_page, read_object, require_text, wrong_type
 from rose.api.errors import AnyRequest
 from rose.api.principal import NEEDS
-from rose.api.routes import AFTER, TEXT, WHOLE, choice, delete, get, limit, optional, post, record
+from rose.api.routes import AFTER, BOOLEAN, TEXT, WHOLE, choice, delete, get, limit, optional, post, record
 from rose.api.services import Services, TheServices
-from rose.domain.keys import SCOPES, CreateKey, KeyState, Scope, ServiceAccount
+from rose.bus import without_password
+from rose.domain.keys import SCOPES, CreateKey, KeyState, Kind, Scope, ServiceAccount
 from rose.domain.projects import ArchiveProject, CreateProject, ProjectState, RenameProject
 from rose.errors import InvalidRequest, InvalidState
 from rose.ids import new_id
-from rose.tenants import HINT_CHARACTERS, SECRET_PREFIX, Tenants, missing_key, missing_project, new_secret
+from rose.subjects import READER_API, STREAM, inbox_prefix, project_subjects
+from rose.tenants import HINT_CHARACTERS, SECRET_PREFIXES, Tenants, missing_key, missing_project, new_secret
 
 MAX_NAME = 100
 MAX_LISTED = 100
 LONGEST_LIFE_SECONDS = 10 * 366 * 86400
+NATS_SECONDS = 5.0
+"""Longest wait until NATS has taken a fresh key over."""
 ADMIN = {NEEDS: "admin"}
-_KEY_OPTIONS = {"name": TEXT, "scope": optional(TEXT), "expires_in_seconds": optional(WHOLE)}
+_KEY_OPTIONS = {"name": TEXT, "scope": optional(TEXT), "expires_in_seconds": optional(WHOLE), "nats": optional(BOOLEAN)}
 
 
 class Project(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +50,25 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
     """active or archived"""
 
 
+class NatsAccess(msgspec.Struct, frozen=True, kw_only=True):
+    """What the holder of a key for NATS needs beside the password."""
+
+    url: str | None
+    """Address of NATS as the server knows it; null where it does not."""
+    user: str
+    stream: str
+    consumer: str
+    """The durable pull consumer that is there for this key alone."""
+    api_prefix: str
+    """What its client asks JetStream under, in place of `$JS.API`."""
+    inbox_prefix: str
+    """What its client's inboxes must begin with."""
+    subjects: str
+    """All it may subscribe to."""
+    ready: bool
+    """False when NATS has not taken the key over yet; it does so as soon as it is there."""
+
+
 class AccountKey(msgspec.Struct, frozen=True, kw_only=True):
     """A fresh key, with its secret: it is shown this once."""
 
@@ -54,9 +77,13 @@ class AccountKey(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     created_at: int
     value: str
+    """The key, or the password of one for NATS."""
     expires_at: int | None
     scope: str
     """ROSE: read, write or admin."""
+    kind: str
+    """ROSE: api or nats."""
+    nats: NatsAccess | msgspec.UnsetType = msgspec.UNSET
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -93,6 +120,8 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     owner_project_access: Literal["active", "inactive"] = "active"
     scope: str
     """ROSE: read, write or admin."""
+    kind: str
+    """ROSE: api or nats."""
 
 
 # --- projects
@@ -173,7 +202,7 @@ async def create_account(request: AnyRequest, services: TheServices, project_id:
             name=account.name,
             created_at=account.created_at,
             role="member",
-            api_key=_fresh(state, secret),
+            api_key=await _fresh(services, state, secret),
         )
     )
 
@@ -191,7 +220,7 @@ async def create_account_key(
     body = await read_object(request)
     known = await _keys_of(services, project_id, account_id)
     state, secret = await _create_key(request, services, project_id, body, known[0].account, known[0].scope)
-    return _ok(_fresh(state, secret))
+    return _ok(await _fresh(services, state, secret))
 
 
 @get(
@@ -264,16 +293,21 @@ async def _create_key(
     default_scope: Scope,
 ) -> tuple[KeyState, str]:
     now = int(time.time())
-    scope = body.get("scope") or default_scope
+    kind = _kind(body, services)
+    scope = body.get("scope") or ("read" if kind == "nats" else default_scope)
     if scope not in SCOPES:
         raise InvalidRequest(f"scope must be one of {', '.join(SCOPES)}.", code="invalid_value", param="scope")
+    if kind == "nats" and scope != "read":
+        raise InvalidRequest(
+            "A key for NATS only reads; leave scope out, or make it read.", code="invalid_value", param="scope"
+        )
     life = _life(body)
     name = _name(body) if body.get("name") is not None else account.name
     project = await _existing(services, project_id)
     if project.archived_at is not None:
         raise InvalidState(f"The project {project_id} is archived.", code="project_archived", param="project_id")
     asking, _ = await asked(request, services, await request.body())
-    secret = new_secret()
+    secret = new_secret(kind)
     command = CreateKey(
         key_id=new_id("key_"),
         project=project_id,
@@ -283,6 +317,7 @@ async def _create_key(
         scope=scope,
         hint=secret[-HINT_CHARACTERS:],
         expires_at=None if life is None else now + life,
+        kind=kind,
     )
     return await Tenants(services.pool).create_key(command, secret, asking), secret
 
@@ -321,6 +356,23 @@ def _name(body: dict[str, Any]) -> str:
     return name
 
 
+def _kind(body: dict[str, Any], services: Services) -> Kind:
+    """Return what a key shall open. Raises: InvalidRequest; InvalidState when ROSE cannot let anybody into NATS."""
+    value = body.get("nats")
+    if value is not None and not isinstance(value, bool):
+        wrong_type("nats", "true or false", value)
+    if not value:
+        return "api"
+    if services.settings.nats_readers_file is None or services.settings.nats_system_url is None:
+        raise InvalidState(
+            "This ROSE cannot let anybody into its NATS: it was not told where that NATS reads its users.",
+            code="nats_not_managed",
+            param="nats",
+            hint="Set ROSE_NATS_READERS_FILE and ROSE_NATS_SYSTEM_URL, as docs/operations.md says; `rose up` does.",
+        )
+    return "nats"
+
+
 def _life(body: dict[str, Any]) -> int | None:
     value = body.get("expires_in_seconds")
     if value is None:
@@ -356,7 +408,7 @@ def _account(account: ServiceAccount) -> Account:
     )
 
 
-def _fresh(state: KeyState, secret: str) -> AccountKey:
+async def _fresh(services: Services, state: KeyState, secret: str) -> AccountKey:
     return AccountKey(
         id=state.id,
         name=state.name,
@@ -364,6 +416,23 @@ def _fresh(state: KeyState, secret: str) -> AccountKey:
         value=secret,
         expires_at=state.expires_at,
         scope=state.scope,
+        kind=state.kind,
+        nats=await _nats_access(services, state) if state.kind == "nats" else msgspec.UNSET,
+    )
+
+
+async def _nats_access(services: Services, state: KeyState) -> NatsAccess:
+    url = services.settings.nats_url
+    scheme, _, place = (url or "").rpartition("://")
+    return NatsAccess(
+        url=None if url is None else f"{scheme or 'nats'}://{without_password(place)}",
+        user=state.id,
+        stream=STREAM,
+        consumer=state.id,
+        api_prefix=READER_API,
+        inbox_prefix=inbox_prefix(state.id),
+        subjects=project_subjects(state.project),
+        ready=await keys_view.wait_taken(services.pool, state.id, NATS_SECONDS),
     )
 
 
@@ -372,7 +441,7 @@ def _key(state: KeyState) -> ApiKey:
     return ApiKey(
         id=state.id,
         name=state.name,
-        redacted_value=f"{SECRET_PREFIX}…{state.hint}",
+        redacted_value=f"{SECRET_PREFIXES[state.kind]}…{state.hint}",
         created_at=state.created_at,
         last_used_at=None,
         expires_at=state.expires_at,
@@ -386,6 +455,7 @@ def _key(state: KeyState) -> ApiKey:
             }
         ),
         scope=state.scope,
+        kind=state.kind,
     )
 
 

@@ -17,6 +17,7 @@ from rose.bus.answers import (
     StreamSettings,
 )
 from rose.bus.bus import Bus, Wake
+from rose.bus.connection import without_password
 from rose.bus.consumer import Consumer
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "StreamFacts",
     "StreamSettings",
     "Wake",
+    "without_password",
 ]

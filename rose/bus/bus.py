@@ -11,7 +11,16 @@ from typing import Any, cast
 import anyio
 import anyio.abc
 import nats.errors
-from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    ConsumerInfo,
+    DeliverPolicy,
+    DiscardPolicy,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
 
 from rose.bus.answers import (
     NOT_FOUND,
@@ -32,6 +41,8 @@ log = logging.getLogger(__name__)
 
 HEADER_FRAME_BYTES = 12
 """The line `NATS/1.0` and an empty line."""
+OURS = {"rose": "reader"}
+"""Metadata of the consumers that ROSE keeps for its readers; it leaves all others alone."""
 
 
 class Wake:
@@ -235,6 +246,45 @@ class Bus:
             yield consumer
         finally:
             await consumer.close()
+
+    # --- consumers of readers ---------------------------------------------------------------------------------------
+
+    async def readers(self, stream: str) -> set[str]:
+        """Return the names of the consumers that `create_reader` made. Raises: BusUnavailable, BusRefused."""
+        jetstream = self._current().jetstream
+        found: list[ConsumerInfo] = []
+        while True:
+            with translated():
+                page = await jetstream.consumers_info(stream, offset=len(found))
+            found += page
+            if not page:
+                return {info.name for info in found if OURS.items() <= (info.config.metadata or {}).items()}
+
+    async def create_reader(self, stream: str, name: str, filter_subject: str) -> None:
+        """Create the durable pull consumer of a reader, from the stream's beginning; idempotent.
+
+        The next message comes only after the last one was acknowledged. Raises: BusUnavailable, BusRefused.
+        """
+        config = ConsumerConfig(
+            durable_name=name,
+            ack_policy=AckPolicy.EXPLICIT,
+            deliver_policy=DeliverPolicy.ALL,
+            max_ack_pending=1,
+            filter_subject=filter_subject,
+            metadata=OURS,
+        )
+        with translated():
+            await self._current().jetstream.add_consumer(stream, config)
+
+    async def delete_consumer(self, stream: str, name: str) -> bool:
+        """Delete a consumer; return whether it existed. Raises: BusUnavailable, BusRefused."""
+        try:
+            with translated():
+                return await self._current().jetstream.delete_consumer(stream, name)
+        except BusRefused as error:
+            if error.error_code in NOT_FOUND:
+                return False
+            raise
 
     # --- the connection ---------------------------------------------------------------------------------------------
 

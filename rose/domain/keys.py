@@ -1,4 +1,6 @@
-"""API keys: who may call, in which project, and what for. A key's secret is never in an event; its hash lies beside.
+"""Keys: who may call, or read on NATS, in which project, and what for.
+
+A key's secret is never in an event; its hash lies beside.
 
 A key belongs to a service account, as in OpenAI's administration API: a name under which a project's programs call.
 """
@@ -13,6 +15,8 @@ from rose.errors import NotFound
 
 Scope = Literal["read", "write", "admin"]
 SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
+Kind = Literal["api", "nats"]
+"""What a key opens: the API, or its project's subjects in NATS. Never both."""
 SCOPE_CLOSURE: dict[Scope, frozenset[Scope]] = {
     "read": frozenset(("read",)),
     "write": frozenset(("read", "write")),
@@ -41,6 +45,7 @@ class CreateKey(msgspec.Struct, frozen=True, kw_only=True):
     hint: str
     """The secret's last characters, by which a person knows it again."""
     expires_at: int | None = None
+    kind: Kind = "api"
 
 
 class RevokeKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +68,7 @@ class KeyCreated(msgspec.Struct, frozen=True, kw_only=True):
     scope: Scope
     hint: str
     expires_at: int | None = None
+    kind: Kind = "api"
 
 
 class KeyRevoked(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +92,7 @@ class KeyState(msgspec.Struct, frozen=True, kw_only=True):
     hint: str = ""
     expires_at: int | None = None
     revoked_at: int | None = None
+    kind: Kind = "api"
 
     def opens(self, now: int) -> bool:
         """Say whether the key can be used at `now` (Unix seconds)."""
@@ -109,6 +116,7 @@ def decide(command: Command, state: KeyState) -> tuple[Event, ...]:
                     scope=command.scope,
                     hint=command.hint,
                     expires_at=command.expires_at,
+                    kind=command.kind,
                 ),
             )
         case RevokeKey():
@@ -132,6 +140,7 @@ def evolve(state: KeyState, event: Event) -> KeyState:
                 scope=event.scope,
                 hint=event.hint,
                 expires_at=event.expires_at,
+                kind=event.kind,
             )
         case KeyRevoked():
             return msgspec.structs.replace(state, revoked_at=event.at)

@@ -1,4 +1,4 @@
-"""The embedded nats-server: its binary, its configuration with a private token, its port and its leftovers.
+"""The embedded nats-server: its binary, its configuration with private passwords, its port and its leftovers.
 
 Nothing here supervises; the functions block and are called in threads.
 """
@@ -6,7 +6,6 @@ Nothing here supervises; the functions block and are called in threads.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import signal
@@ -16,21 +15,36 @@ from pathlib import Path
 
 import msgspec
 
+from rose.bus.accounts import ACCOUNT, EXPORTS, HEAD
 from rose.errors import Unavailable
 from rose.local import launcher, processes
+from rose.private_files import write_private
 
 CONFIGURATION = """\
 # Written by ROSE at every start.
 server_name: {name}
 listen: "127.0.0.1:{port}"
 ports_file_dir: {ports}
-authorization {{ token: "{token}" }}
+accounts {{
+  $SYS {{ users: [ {{ user: {system_user}, password: {system_password} }} ] }}
+  {account} {{
+    jetstream: enabled
+    users: [ {{ user: {user}, password: {password} }} ]
+{exports}  }}
+  include "{readers}"
+}}
 jetstream {{
   store_dir: {store}
   # The default acknowledges first and syncs two minutes later; ROSE counts on what was acknowledged.
   sync_interval: always
 }}
 """
+
+
+USER = "rose"
+"""User of ROSE's own processes, and of whoever may read everything."""
+SYSTEM_USER = "system"
+"""User who may let the server read its configuration again."""
 
 
 class Nats:
@@ -40,24 +54,32 @@ class Nats:
         self.data_dir = data_dir
         self.folder = data_dir / "nats"
         self.configuration = self.folder / "nats.conf"
+        self.readers = self.folder / "readers.conf"
         self.ports = self.folder / "ports"
         self.binary = packaged_binary()
 
     @property
     def url(self) -> str:
-        """Address of the running server.
+        """Address of the running server, with the user of ROSE's own processes.
 
         Raises: Unavailable when it has not announced its port yet.
         """
+        return self._url(USER, self._password("token"))
+
+    @property
+    def system_url(self) -> str:
+        """Address of the running server, with the user who may let it reload. Raises: Unavailable as `url` does."""
+        return self._url(SYSTEM_USER, self._password("system_password"))
+
+    def _url(self, user: str, password: str) -> str:
         port = self._last_port()
         if port is None:
             raise Unavailable("The embedded NATS does not run.", code="nats_down", hint="Start it with: rose up")
-        return f"nats://127.0.0.1:{port}"
+        return f"nats://{user}:{password}@127.0.0.1:{port}"
 
-    @property
-    def token(self) -> str:
-        """The token, made on first use and kept in the data folder with mode 600."""
-        path = self.folder / "token"
+    def _password(self, name: str) -> str:
+        """Return a password, made on first use and kept in the data folder with mode 600."""
+        path = self.folder / name
         try:
             return path.read_text()
         except FileNotFoundError:
@@ -72,6 +94,9 @@ class Nats:
         """
         self._make_folders()
         self.stop_leftover()
+        self._move_stream()
+        if not self.readers.exists():
+            write_private(self.readers, HEAD)
         port = self._last_port()
         for stale in self.ports.glob("*.ports"):
             stale.unlink()
@@ -79,10 +104,22 @@ class Nats:
             name=self._name(),
             port=port if port and _is_free(port) else -1,
             ports=json.dumps(str(self.ports)),
-            token=self.token,
+            system_user=SYSTEM_USER,
+            system_password=json.dumps(self._password("system_password")),
+            account=ACCOUNT,
+            user=USER,
+            password=json.dumps(self._password("token")),
+            exports=EXPORTS,
+            readers=self.readers.name,
             store=json.dumps(str(self.folder)),
         )
         write_private(self.configuration, text)
+
+    def _move_stream(self) -> None:
+        """Give the account of today what was kept before there were accounts."""
+        before, now = (self.folder / "jetstream" / account for account in ("$G", ACCOUNT))
+        if before.is_dir() and not now.exists():
+            before.rename(now)
 
     def command(self) -> tuple[list[str], tuple[int, ...]]:
         """Return arguments and file descriptors that start the server as a child which ends with this process."""
@@ -137,17 +174,6 @@ class Nats:
     def _make_folders(self) -> None:
         self.ports.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file by one that only its owner can read, in one step."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
 
 
 def packaged_binary() -> Path:

@@ -198,7 +198,13 @@ class Supervisor:
         for child in servers:
             await self._wait_for_server(child)
         if nats is not None:
-            settings = msgspec.structs.replace(settings, nats_url=nats.url, nats_token=nats.token)
+            settings = msgspec.structs.replace(
+                settings,
+                nats_url=nats.url,
+                nats_token=None,
+                nats_readers_file=nats.readers,
+                nats_system_url=nats.system_url,
+            )
         return settings
 
     def _server(self, kind: str, service: Postgres | Nats) -> Child:

@@ -30,7 +30,7 @@ def message(number: int, *, last: int | None = None, subject: str = "try.x") -> 
 
 async def publish_core(server: NatsServer, subject: str) -> None:
     """Publish as anybody does who is not ROSE."""
-    client = await nats.connect(server.url, token=server.token)
+    client = await nats.connect(server.url)
     await client.publish(subject, b"{}")
     await client.flush()
     await client.close()
@@ -71,9 +71,9 @@ async def test_a_subscription_made_before_the_server_is_there_works_later(
     nats_server: Callable[[], NatsServer],
 ) -> None:
     server = nats_server()
-    url, token = server.url, server.token
+    url = server.url
     server.stop()
-    async with Bus(url, token=token) as bus:
+    async with Bus(url) as bus:
         wake = bus.wake_on(JOB_QUEUED)
         for _ in range(2):  # and again after the server was killed
             await anyio.to_thread.run_sync(server.start)
@@ -92,7 +92,7 @@ async def test_a_subscription_made_before_the_server_is_there_works_later(
 async def test_a_wake_up_between_two_waits_is_kept(nats_server: Callable[[], NatsServer]) -> None:
     server = nats_server()
     got: list[str] = []
-    async with Bus(server.url, token=server.token) as bus:
+    async with Bus(server.url) as bus:
         assert await bus.wait_connected(30)
         wake = bus.wake_on("wake.*")
         bus.subscribe("wake.*", lambda subject, _body: got.append(subject))
@@ -108,13 +108,13 @@ async def poked(server: NatsServer, got: list[str]) -> bool:
 
 async def test_a_wrong_token_does_not_connect_and_does_not_block(nats_server: Callable[[], NatsServer]) -> None:
     server = nats_server()
-    async with Bus(server.url, token="wrong") as bus:
+    async with Bus(f"nats://{server.url.rpartition('@')[2]}", token="wrong") as bus:
         assert await bus.wait_connected(1.0) is False
 
 
 async def test_publishing_in_order_and_what_is_refused(nats_server: Callable[[], NatsServer]) -> None:
     server = nats_server()
-    async with Bus(server.url, token=server.token) as bus:
+    async with Bus(server.url) as bus:
         assert await bus.wait_connected(30)
         assert await bus.stream("TRY") is None
         assert await bus.delete_stream("TRY") is False
@@ -152,7 +152,7 @@ async def test_nothing_is_sent_on_another_connection_than_the_one_that_was_meant
     nats_server: Callable[[], NatsServer],
 ) -> None:
     server = nats_server()
-    async with Bus(server.url, token=server.token) as bus:
+    async with Bus(server.url) as bus:
         assert await bus.wait_connected(30)
         await bus.create_stream(STREAM, first_sequence=1, metadata={})
         before = bus.generation
@@ -169,7 +169,7 @@ async def test_nothing_is_sent_on_another_connection_than_the_one_that_was_meant
 async def test_a_batch_ends_soon_after_the_server_stops_answering(nats_server: Callable[[], NatsServer]) -> None:
     server = nats_server()
     results: list[int | RoseError] = []
-    async with Bus(server.url, token=server.token) as bus:
+    async with Bus(server.url) as bus:
         assert await bus.wait_connected(30)
         await bus.create_stream(STREAM, first_sequence=1, metadata={})
         server.suspend()
@@ -188,7 +188,7 @@ async def test_a_consumer_goes_on_where_it_was_and_repeats_what_was_not_acknowle
     nats_server: Callable[[], NatsServer],
 ) -> None:
     server = nats_server()
-    async with Bus(server.url, token=server.token) as bus:
+    async with Bus(server.url) as bus:
         assert await bus.wait_connected(30)
         await bus.create_stream(STREAM, first_sequence=1, metadata={})
         await bus.publish_batch([message(n, subject=f"try.{n % 2}") for n in range(1, 7)], generation=1)
@@ -225,7 +225,7 @@ async def test_in_compose_the_reader_follows_and_cannot_publish(
     for name, value in (("$$NATS_RELAY_PASSWORD", "r1"), ("$$NATS_READER_PASSWORD", "r2"), ("$$", "$")):
         users = users.replace(name, value)
     configuration = anyio.Path(server.service.configuration)
-    text = (await configuration.read_text()).replace("127.0.0.1:-1", url.removeprefix("nats://"))
+    text = (await configuration.read_text()).replace("127.0.0.1:-1", url.rpartition("@")[2])
     await configuration.write_text(re.sub(r"^authorization .*$", "", text, flags=re.MULTILINE) + users)
     server.service.prepare = lambda: None  # the next start takes the file as it is
     await anyio.to_thread.run_sync(server.start)

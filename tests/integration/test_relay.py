@@ -42,7 +42,7 @@ def server(nats_server: Callable[[], NatsServer]) -> NatsServer:
 
 @pytest.fixture
 async def bus(server: NatsServer) -> AsyncIterator[Bus]:
-    async with Bus(server.url, token=server.token, name="test") as bus:
+    async with Bus(server.url, name="test") as bus:
         assert await bus.wait_connected(30)
         yield bus
 
@@ -60,7 +60,7 @@ async def relaying(pool: Pool, bus: Bus, settings: Settings = SETTINGS) -> Async
 @asynccontextmanager
 async def jetstream(server: NatsServer) -> AsyncIterator[JetStreamContext]:
     """Give nats-py itself, for what ROSE never does."""
-    client = await nats.connect(server.url, token=server.token)
+    client = await nats.connect(server.url)
     try:
         yield client.jetstream()
     finally:
@@ -183,7 +183,7 @@ async def test_racing_relays_that_are_killed_leave_an_exact_copy(
     pool: Pool, bus: Bus, server: NatsServer, database_dsn: str
 ) -> None:
     def start(lock: int) -> subprocess.Popen[bytes]:
-        arguments = ["-m", "tests.integration.relaying", database_dsn, server.url, server.token, str(lock)]
+        arguments = ["-m", "tests.integration.relaying", database_dsn, server.url, str(lock)]
         return subprocess.Popen([sys.executable, *arguments], cwd=ROOT)
 
     racers = {1001: start(1001), 1002: start(1002)}
@@ -239,8 +239,8 @@ async def test_a_message_is_taken_only_at_its_own_position(pool: Pool, bus: Bus,
 async def test_one_relay_works_and_another_takes_over(pool: Pool, server: NatsServer) -> None:
     """The second relay never looks at NATS while the first holds the lock, and goes on where that one was killed."""
     async with (
-        Bus(server.url, token=server.token) as first_bus,
-        Bus(server.url, token=server.token) as second_bus,
+        Bus(server.url) as first_bus,
+        Bus(server.url) as second_bus,
     ):
         await first_bus.wait_connected(30)
         await second_bus.wait_connected(30)
@@ -326,10 +326,10 @@ async def test_nats_killed_in_the_middle_of_publishing(pool: Pool, bus: Bus, ser
 
 
 async def test_a_relay_started_before_nats_begins_when_it_comes(pool: Pool, server: NatsServer) -> None:
-    url, token = server.url, server.token
+    url = server.url
     server.stop()
     last = await append_files(pool, 10)
-    async with Bus(url, token=token) as bus:
+    async with Bus(url) as bus:
         async with relaying(pool, bus):
             assert bus.connected is False
             await anyio.to_thread.run_sync(server.start)
@@ -536,14 +536,14 @@ async def test_what_is_too_large_goes_out_without_data(pool: Pool, bus: Bus, ser
 
 async def test_what_is_larger_than_the_server_takes_goes_out_without_data(pool: Pool, server: NatsServer) -> None:
     """The server would close the connection; also when only body and headers together are too large."""
-    url, token = server.url, server.token
+    url = server.url
     server.stop()
     text = await anyio.Path(server.service.configuration).read_text()
     text = text.replace("127.0.0.1:-1", url.removeprefix("nats://")) + "max_payload: 3000\n"
     await anyio.Path(server.service.configuration).write_text(text)
     server.service.prepare = lambda: None  # the next start takes the file as it is
     await anyio.to_thread.run_sync(server.start)
-    async with Bus(url, token=token) as bus, relaying(pool, bus):
+    async with Bus(url) as bus, relaying(pool, bus):
         await append_files(pool, 2)
         for length in (2000, 2050, 2100, 2150, 2200, 2250, 2300, 2350, 2400, 2450, 2500, 9000):
             await append_file(pool, filename="x" * length)

@@ -59,7 +59,7 @@ async def test_the_example_consumer_counts_each_event_once_through_kills(
     path = tmp_path / "consumer.py"
     path.write_text(script)
     server = nats_server()
-    environment = {**os.environ, "NATS_URL": server.url, "NATS_TOKEN": server.token, "EVENTS_DB": str(tmp_path / "db")}
+    environment = {**os.environ, "NATS_URL": server.url, "EVENTS_DB": str(tmp_path / "db")}
 
     def start() -> subprocess.Popen[bytes]:
         with open(tmp_path / "log", "ab") as log:
@@ -74,7 +74,7 @@ async def test_the_example_consumer_counts_each_event_once_through_kills(
 
     job = Job(pool)
     stop = anyio.Event()
-    async with Bus(server.url, token=server.token) as bus, anyio.create_task_group() as group:
+    async with Bus(server.url) as bus, anyio.create_task_group() as group:
         group.start_soon(relay.run, pool, bus, Settings(), stop)
         consumer = start()
         try:

@@ -37,7 +37,7 @@ def house(
     monkeypatch.setattr(supervision, "TRAINING_MODULE", CHILD)
     monkeypatch.setenv("ROSE_TEST_SCRIPT", "hangs")
     server = nats_server()
-    return House(pool, settings(**SLEEPY, nats_url=server.url, nats_token=server.token), fixture_base)
+    return House(pool, settings(**SLEEPY, nats_url=server.url), fixture_base)
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""The embedded nats-server: private token, JetStream that syncs, leftovers."""
+"""The embedded nats-server: private passwords, JetStream that syncs, leftovers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ pytestmark = pytest.mark.anyio
 Factory = Callable[[], NatsServer]
 
 
-async def test_only_the_token_opens_it(nats_server: Factory) -> None:
+async def test_only_the_password_opens_it(nats_server: Factory) -> None:
     server = nats_server()
-    async with Bus(server.url, token=server.token) as bus:
+    async with Bus(server.url) as bus:
         assert await bus.wait_connected(30)
-    async with Bus(server.url, token="guessed") as bus:
-        assert not await bus.wait_connected(2)
+    password = server.service.folder.joinpath("token").read_text()
+    address = server.url.rpartition("@")[2]
+    for guessed in (f"nats://{address}", f"nats://rose:guessed@{address}", f"nats://other:{password}@{address}"):
+        async with Bus(guessed) as bus:
+            assert not await bus.wait_connected(2)
 
 
 def test_what_it_keeps_is_private(nats_server: Factory) -> None:
     folder = nats_server().service.folder
     assert folder.stat().st_mode & 0o777 == 0o700
-    for name in ("token", "nats.conf"):
+    for name in ("token", "system_password", "nats.conf"):
         assert (folder / name).stat().st_mode & 0o777 == 0o600
 
 
@@ -37,12 +40,12 @@ def test_every_message_is_synced_before_it_is_acknowledged(nats_server: Factory)
     assert "sync_interval: always" in nats_server().service.configuration.read_text()
 
 
-def test_token_and_port_stay_the_same_over_a_stop(nats_server: Factory) -> None:
+def test_password_and_port_stay_the_same_over_a_stop(nats_server: Factory) -> None:
     server = nats_server()
-    before = (server.url, server.token)
+    before = server.url
     server.stop()
     server.start()
-    assert (server.url, server.token) == before
+    assert server.url == before
 
 
 @pytest.mark.parametrize("suspended", [False, True], ids=["running", "suspended"])
