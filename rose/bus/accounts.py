@@ -7,14 +7,16 @@ request reaches one consumer, and its answer only that account.
 
 from __future__ import annotations
 
+import contextlib
 import json
 
+import anyio
 import msgspec
 import nats.errors
 from nats.aio.client import Client
 
 from rose.bus.answers import BusRefused, translated
-from rose.bus.connection import CONNECT_SECONDS, REQUEST_SECONDS, without_password
+from rose.bus.connection import CLOSE_SECONDS, CONNECT_SECONDS, REQUEST_SECONDS, without_password
 from rose.subjects import READER_API, STREAM, inbox_prefix, project_subjects
 
 ACCOUNT = "ROSE"
@@ -92,7 +94,7 @@ async def reload(system_url: str) -> None:
             for _ in range(2):
                 await _reload(client, system_url)
     finally:
-        if client.is_connected:
+        with anyio.move_on_after(CLOSE_SECONDS, shield=True), contextlib.suppress(nats.errors.Error, OSError):
             await client.close()
 
 
