@@ -25,8 +25,8 @@ from rose.subjects import STREAM, project_subjects
 
 log = logging.getLogger(__name__)
 
-LOCK = 3
-"""Advisory lock of the one process that works; the relay has 1, rebuilds 2."""
+LOCK = 4
+"""Advisory lock of the one process that works; the relay has 1, rebuilds 2, webhooks 3."""
 POLL_SECONDS = 0.25
 """Longest time that a change waits when its notification is lost, and that an expired key reads on."""
 PAUSE_SECONDS = 0.05

@@ -6,9 +6,13 @@ A real nats-server, the relay, the follower of the keys and the API; readers use
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import anyio
@@ -17,11 +21,13 @@ import httpx2
 import nats
 import nats.errors
 import pytest
+from anyio.streams.text import TextReceiveStream
 from nats.aio.client import Client
 
 from projections.verify import verify
 from rose import readers, relay
 from rose.bus import Bus
+from rose.local.nats import packaged_binary
 from rose.log.pool import Pool
 from rose.settings import Settings
 from rose.subjects import STREAM
@@ -273,6 +279,83 @@ async def test_a_reader_cannot_let_jetstream_publish_for_it(town: Town) -> None:
         assert spied == []
 
 
+async def test_the_documented_program_reads(town: Town, tmp_path: Path) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "subjects.md").read_text("utf-8")
+    _, script = re.findall(r"^```python\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
+    path = tmp_path / "reader.py"
+    path.write_text(script)
+    red, blue = await town.team("red"), await town.team("blue")
+    await blue.upload("blue.jsonl")
+    await red.upload("red.jsonl")
+    environment = {
+        **os.environ,
+        "NATS_URL": red.access["url"],
+        "NATS_USER": red.access["user"],
+        "NATS_PASSWORD": red.key["value"],
+    }
+    async with await anyio.open_process([sys.executable, path], env=environment, stderr=None) as process:
+        assert process.stdout is not None
+        printed = ""
+        with anyio.fail_after(60):
+            async for text in TextReceiveStream(process.stdout):
+                printed += text
+                if "file.uploaded" in printed and printed.endswith("\n"):
+                    break
+        process.kill()
+    kinds = [line.split()[1] for line in printed.splitlines()]
+    assert kinds == ["rose.v2.project.created", "rose.v2.key.created", "rose.v2.key.created", "rose.v2.file.uploaded"]
+
+
+async def test_the_documented_configuration_of_another_nats_works(
+    settings: Callable[..., Settings], pool: Pool, private_folder: Path
+) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "operations.md").read_text("utf-8")
+    (text,) = re.findall(r"^```\n(accounts \{.*?)^```$", document, re.MULTILINE | re.DOTALL)
+    port = free_port()
+    configuration = private_folder / "nats.conf"
+    configuration.write_text(f'listen: "127.0.0.1:{port}"\n' + text.replace("/data", str(private_folder / "data")))
+    given = settings(
+        port=free_port(),
+        nats_url=f"nats://relay:secret@127.0.0.1:{port}",
+        nats_readers_file=str(private_folder / "readers.conf"),
+        nats_system_url=f"nats://system:hidden@127.0.0.1:{port}",
+    )
+    (private_folder / "readers.conf").write_text("")
+    environment = {**os.environ, "NATS_RELAY_PASSWORD": "secret", "NATS_SYSTEM_PASSWORD": "hidden"}
+    command = [str(packaged_binary()), "-c", str(configuration)]
+    process = await anyio.open_process(command, env=environment, stdout=DEVNULL, stderr=DEVNULL)
+    try:
+        async with following(pool, given), serving(given, pool) as api:
+            path = f"{PROJECTS}/default/service_accounts"
+            made = (await api.http.post(path, json={"name": "reader", "nats": True})).json()
+            assert made["api_key"]["nats"]["url"] == f"nats://127.0.0.1:{port}"
+            team = Team("default", api.http, made)
+            await eventually(lambda: opens(team))
+            async with team.connected(allow_reconnect=False) as client:
+                await team.read(client, 1)
+                await api.http.delete(f"{PROJECTS}/default/api_keys/{team.key['id']}")
+                await eventually(lambda: client.is_closed)
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def test_a_key_that_was_revoked_while_nobody_followed_is_cut_off_at_the_start(
+    settings: Callable[..., Settings], pool: Pool, nats_server: Callable[[], NatsServer]
+) -> None:
+    given = with_nats(settings, nats_server())
+    async with serving(given, pool) as api:
+        async with following(pool, given):
+            made = await api.http.post(f"{PROJECTS}/default/service_accounts", json={"name": "reader", "nats": True})
+        team = Team("default", api.http, made.json())
+        async with team.connected(allow_reconnect=False) as client:
+            await api.http.delete(f"{PROJECTS}/default/api_keys/{team.key['id']}")
+            assert client.is_connected
+            async with following(pool, given) as bus:
+                await eventually(lambda: client.is_closed)
+                await eventually(lambda: no_reader(bus))
+
+
 async def test_a_revoked_key_is_cut_off_and_its_consumer_goes(town: Town) -> None:
     red, blue = await town.team("red"), await town.team("blue")
     async with red.connected(allow_reconnect=False) as client, blue.connected() as other:
@@ -398,6 +481,10 @@ async def denied(team: Team, client: Client, what: str) -> bool:
 
 async def consumers_are(town: Town, wanted: set[str]) -> bool:
     return await town.consumers() == wanted
+
+
+async def no_reader(bus: Bus) -> bool:
+    return await bus.readers(STREAM) == set()
 
 
 async def fully_relayed(town: Town) -> bool:

@@ -8,7 +8,7 @@ from typing import get_args
 import msgspec
 import pytest
 
-from rose.domain import catalogue
+from rose.domain import catalogue, keys
 from tests.unit.samples import SAMPLES
 
 GOLDEN = Path(__file__).parent / "golden_events.json"
@@ -41,6 +41,16 @@ def test_what_was_written_then_is_read_now(file: Path) -> None:
             assert file != GOLDEN
             continue  # an event that came later
         assert catalogue.decode(catalogue.name_of(sample), stored["schema"], stored["data"]) == sample
+
+
+def test_a_key_from_before_there_were_kinds_opens_the_api() -> None:
+    before = msgspec.json.decode(GOLDEN.read_bytes())["key.created"]["data"]
+    del before["kind"]
+    event = catalogue.decode("key.created", 1, msgspec.json.encode(before))
+    assert isinstance(event, keys.KeyCreated)
+    assert (event.kind, keys.evolve(keys.initial, event).kind) == ("api", "api")
+    row = msgspec.json.decode(b'{"id": "key_a", "project": "default"}', type=keys.KeyState)
+    assert row.kind == "api"
 
 
 @pytest.mark.parametrize(("name", "schema"), [("job.exploded", 1), ("job.created", 99)])
