@@ -1,8 +1,7 @@
 """What nats-server is told of the keys that read: an account of its own for each, as text of its configuration.
 
-A permission alone would not confine a reader. JetStream answers to whatever reply subject a request names, so a reader
-that shared ROSE's account could let it publish on any subject, also into the stream. From an account of its own a
-request reaches one consumer, and its answer only that account.
+Permissions alone would not confine a reader: JetStream answers to whatever reply subject a request names, so one that
+shared ROSE's account could let it publish on any subject, also into the stream (docs/adr/0011-an-account-per-reader.md).
 """
 
 from __future__ import annotations

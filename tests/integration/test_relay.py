@@ -539,7 +539,7 @@ async def test_what_is_larger_than_the_server_takes_goes_out_without_data(pool: 
     url = server.url
     server.stop()
     text = await anyio.Path(server.service.configuration).read_text()
-    text = text.replace("127.0.0.1:-1", url.removeprefix("nats://")) + "max_payload: 3000\n"
+    text = text.replace("127.0.0.1:-1", url.rpartition("@")[2]) + "max_payload: 3000\n"
     await anyio.Path(server.service.configuration).write_text(text)
     server.service.prepare = lambda: None  # the next start takes the file as it is
     await anyio.to_thread.run_sync(server.start)

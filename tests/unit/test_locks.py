@@ -1,4 +1,4 @@
-"""Each follower of the log that works alone has an advisory lock of its own: with another's it would stand by for ever."""
+"""Each follower of the log that works alone has an advisory lock of its own; with another's it would stand by."""
 
 from __future__ import annotations
 
