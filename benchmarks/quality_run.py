@@ -17,7 +17,7 @@ import msgspec
 import torch
 
 from benchmarks.quality_tasks import Pair, Question, Task, tasks
-from rose.domain.hyperparameter_requests import parse
+from rose.domain.hyperparameter_requests import HyperparametersRequest
 from rose.domain.job_values import BaseRequest
 from rose.language_models.template import ChatTemplate, load_template
 from trainer.attention import use_attention
@@ -163,7 +163,7 @@ def _spec(training: Training, task: Task) -> RunSpec:
         validation_file_id=None,
         validation_file=None,
         method="supervised",
-        hyperparameters=parse(training.asked),
+        hyperparameters=msgspec.convert(training.asked, HyperparametersRequest),
         seed=training.seed,
         minimum_examples=1,
         base_learning_rates={},

@@ -95,7 +95,7 @@ def run_rose(folder: Path) -> None:
     """Train as a run does, on the job's documents in their order, and print what was measured."""
     import torch
 
-    from rose.domain.hyperparameter_requests import parse
+    from rose.domain.hyperparameter_requests import HyperparametersRequest
     from rose.domain.hyperparameters import DataFacts, resolve
     from rose.language_models.load import load_model
     from rose.language_models.lora import attach, load_adapter
@@ -118,7 +118,7 @@ def run_rose(folder: Path) -> None:
         base_learning_rate=job["learning_rate"],
     )
     asked = {"n_epochs": job["epochs"], "batch_size": job["batch_size"], "warmup_ratio": 0.0}
-    numbers = resolve(parse(asked), facts, job["seed"])
+    numbers = resolve(HyperparametersRequest(**asked), facts, job["seed"])
     assert numbers.lora_config is not None
     torch.set_num_threads(1)
     hardware = Hardware(_spec(RunSpec, numbers))

@@ -79,12 +79,14 @@ app.command(graders)
 projects = App(name="projects", help="Projects: each sees nothing of the others.")
 _command(projects, "create", "projects:create_project", "Create a project.")
 _command(projects, "list", "projects:list_projects", "List projects, newest first.")
+_command(projects, "usage", "projects:show_usage", "Show what a project has done, stores and may.")
 _command(projects, "archive", "projects:archive_project", "End a project's use.")
 app.command(projects)
 
 keys = App(name="keys", help="API keys; from the first one on every call needs one.")
 _command(keys, "create", "projects:create_key", "Create a key and print it, this once.")
 _command(keys, "list", "projects:list_keys", "List the keys in use.")
+_command(keys, "nats-users", "database:nats_users", "Print the users that another's NATS server needs.")
 _command(keys, "revoke", "projects:revoke_key", "End a key's use at once.")
 app.command(keys)
 
@@ -117,7 +119,7 @@ app.command(events)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `rose` and return its exit status: STYLE's list, from 0 (done) to 130 (interrupted)."""
+    """Run `rose` and return its exit status, 0 when done; the others: docs/api.md, "Errors"."""
     from cyclopts import CycloptsError
 
     try:

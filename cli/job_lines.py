@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cli.output import duration, moment
+
+if TYPE_CHECKING:
+    from rose.api import schema
+    from rose.domain.job_values import BaseModel
 
 EXIT_BY_STATUS = {"succeeded": 0, "failed": 8, "cancelled": 9}
 BEFORE_TRAINING = {
@@ -14,67 +18,65 @@ BEFORE_TRAINING = {
 }
 
 
-def outcome_status(job: dict[str, Any]) -> int:
+def outcome_status(job: schema.Job) -> int:
     """Return the exit status that tells how a job ended: 0, 8 (failed) or 9 (cancelled)."""
-    return EXIT_BY_STATUS.get(job["status"], 0)
+    return EXIT_BY_STATUS.get(job.status, 0)
 
 
-def event_line(event: dict[str, Any]) -> str:
+def event_line(event: schema.JobEvent) -> str:
     """Return one event: time, level unless it is info, message."""
-    level = "" if event["level"] == "info" else f"{event['level']}: "
-    return f"{moment(event['created_at'])}  {level}{event['message']}"
+    level = "" if event.level == "info" else f"{event.level}: "
+    return f"{moment(event.created_at)}  {level}{event.message}"
 
 
-def job_lines(job: dict[str, Any]) -> list[str]:
+def job_lines(job: schema.Job) -> list[str]:
     """Return everything about a job that a person wants to know, a fact a line."""
     facts: list[tuple[str, Any]] = [
-        ("id", job["id"]),
-        ("status", job["status"]),
-        ("waits", job.get("waiting_for")),
+        ("id", job.id),
+        ("status", job.status),
+        ("waits", job.waiting_for),
         ("progress", progress_text(job)),
-        ("model", job["model"]),
-        ("base", _base(job.get("base_model"))),
-        ("result", job.get("fine_tuned_model") or _reserved(job)),
-        ("training", job["training_file"]),
-        ("validation", job.get("validation_file")),
-        ("seed", job["seed"]),
-        ("created", moment(job["created_at"])),
-        ("finished", moment(job.get("finished_at"))),
-        ("tokens", job.get("trained_tokens")),
-        ("result file", ", ".join(job.get("result_files") or [])),
-        ("code", job.get("code_version")),
+        ("model", job.model),
+        ("base", _base(job.base_model)),
+        ("result", job.fine_tuned_model or _reserved(job)),
+        ("training", job.training_file),
+        ("validation", job.validation_file),
+        ("seed", job.seed),
+        ("created", moment(job.created_at)),
+        ("finished", moment(job.finished_at)),
+        ("tokens", job.trained_tokens),
+        ("result file", ", ".join(job.result_files)),
+        ("code", job.code_version),
     ]
     lines = [f"{name:<12}{value}" for name, value in facts if value not in (None, "")]
     lines.extend(_settings(job))
-    lines.extend(f"warning     {warning['message']}" for warning in job.get("warnings") or [])
-    problem = job.get("error")
-    if problem and problem.get("message"):
-        lines.append(f"error       {problem['code']}: {problem['message']}")
-        lines.extend(f"            {one}" for one in problem.get("problems") or [])
-        if problem.get("log"):
-            lines.append(f"log         {problem['log']}")
-    if job["status"] == "succeeded":
-        lines.append(f'try         rose chat "…" --model {job["fine_tuned_model"]}')
+    lines.extend(f"warning     {warning.message}" for warning in job.warnings)
+    if job.error is not None:
+        lines.append(f"error       {job.error.code}: {job.error.message}")
+        lines.extend(f"            {one}" for one in job.error.problems)
+        if job.error.log:
+            lines.append(f"log         {job.error.log}")
+    if job.status == "succeeded":
+        lines.append(f'try         rose chat "…" --model {job.fine_tuned_model}')
     return lines
 
 
-def progress_text(job: dict[str, Any]) -> str:
+def progress_text(job: schema.Job) -> str:
     """Return phase, step and share done; before the files are validated what is done for that, or an empty text."""
-    progress = job.get("progress") or {}
-    if not progress.get("total_steps"):
-        return BEFORE_TRAINING.get(progress.get("phase", ""), "")
-    text = f"step {progress['step']}/{progress['total_steps']} ({progress['percent']:.0f} %)"
-    if progress.get("phase"):
-        text = f"{progress['phase']}, {text}"
-    if job.get("estimated_finish"):
+    progress = job.progress
+    if not progress.total_steps:
+        return BEFORE_TRAINING.get(progress.phase, "")
+    text = f"step {progress.step}/{progress.total_steps} ({progress.percent:.0f} %)"
+    text = f"{progress.phase}, {text}"
+    if job.estimated_finish:
         import time
 
-        text += f", {duration(job['estimated_finish'] - time.time())} left"
+        text += f", {duration(job.estimated_finish - time.time())} left"
     return text
 
 
-def _settings(job: dict[str, Any]) -> list[str]:
-    knobs = dict(job.get("resolved_hyperparameters") or job.get("hyperparameters") or {})
+def _settings(job: schema.Job) -> list[str]:
+    knobs = dict(job.resolved_hyperparameters or job.hyperparameters)
     reasons = knobs.pop("reasons", None) or {}
     lora = knobs.pop("lora_config", None) or {}
     knobs.update({f"lora_config.{name}": value for name, value in lora.items()})
@@ -95,15 +97,15 @@ def _shown(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _base(base: dict[str, Any] | None) -> str:
+def _base(base: BaseModel | None) -> str:
     if not base:
         return ""
-    revision = f" at {base['revision'][:12]}" if base.get("revision") else ""
-    origin = f", from {base['origin']}" if base.get("origin") else ""
-    numbers = f", {base['quantisation']}" if base.get("quantisation") else ""
-    return f"{base['source']}{revision} ({base['fingerprint'][:12]}){origin}{numbers}"
+    revision = f" at {base.revision[:12]}" if base.revision else ""
+    origin = f", from {base.origin}" if base.origin else ""
+    numbers = f", {base.quantisation}" if base.quantisation else ""
+    return f"{base.source}{revision} ({base.fingerprint[:12]}){origin}{numbers}"
 
 
-def _reserved(job: dict[str, Any]) -> str:
-    name = job.get("reserved_model")
-    return f"{name} (reserved)" if name and job["status"] not in ("failed", "cancelled") else ""
+def _reserved(job: schema.Job) -> str:
+    name = job.reserved_model
+    return f"{name} (reserved)" if name and job.status not in ("failed", "cancelled") else ""

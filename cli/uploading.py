@@ -10,13 +10,14 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, cast
 
-from rose.errors import RoseError, TooLarge, Unavailable
+from rose.errors import LimitReached, RoseError, TooLarge, Unavailable
 
 if TYPE_CHECKING:
     from cli.client import Client
     from cli.output import Output
+    from rose.api import schema
 
 PART_BYTES = 64 << 20
 """As large as the API takes them."""
@@ -26,7 +27,7 @@ TRIES = 3
 _PIECE_BYTES = 1 << 20
 
 
-def send(client: Client, path: Path, purpose: str, output: Output) -> dict[str, Any]:
+def send(client: Client, path: Path, purpose: str, output: Output) -> schema.File:
     """Upload a file and return it; above the setting max_upload_bytes, here or on the server, in parts.
 
     What is broken off, by an error or by Ctrl-C, is cancelled on the server.
@@ -41,9 +42,9 @@ def send(client: Client, path: Path, purpose: str, output: Output) -> dict[str, 
     return _send_in_parts(client, path, purpose, output)
 
 
-def _send_in_parts(client: Client, path: Path, purpose: str, output: Output) -> dict[str, Any]:
+def _send_in_parts(client: Client, path: Path, purpose: str, output: Output) -> schema.File:
     size = path.stat().st_size
-    upload_id = client.create_upload(path.name, purpose, size)["id"]
+    upload_id = client.create_upload(path.name, purpose, size).id
     stop = Event()
     try:
         with (
@@ -69,7 +70,8 @@ def _send_in_parts(client: Client, path: Path, purpose: str, output: Output) -> 
             client.cancel_upload(upload_id)
             output.talk("The upload was given up; nothing of it stays on the server.")
         raise
-    return done["file"]
+    assert done.file is not None
+    return done.file
 
 
 def _results(parts: list[Future[str]]) -> list[str]:
@@ -83,15 +85,23 @@ def _results(parts: list[Future[str]]) -> list[str]:
 def _send_part(
     client: Client, upload_id: str, path: Path, start: int, size: int, advance: Callable[[int], object], stop: Event
 ) -> str:
-    for left in reversed(range(TRIES)):
+    from cli.client import patiently
+
+    def once() -> str:
         section = _Section(path, start, size, advance, stop)
         try:
             with section:
-                return client.add_part(upload_id, cast("IO[bytes]", section))["id"]
+                return client.add_part(upload_id, cast("IO[bytes]", section)).id
+        except (Unavailable, LimitReached):
+            advance(-section.reported)
+            raise
+
+    for left in reversed(range(TRIES)):
+        try:
+            return patiently(once)
         except Unavailable:
             if not left:
                 raise
-            advance(-section.reported)
     raise AssertionError("the last try returns or raises")
 
 

@@ -11,13 +11,14 @@ from cli.output import console, duration
 if TYPE_CHECKING:
     from cli.client import Client
     from cli.options import Common
+    from rose.api import schema
 
 
-def watch_job(client: Client, job_id: str, common: Common) -> dict[str, Any]:
+def watch_job(client: Client, job_id: str, common: Common) -> schema.Job:
     """Show a job until it ends and return it. Raises: KeyboardInterrupt when the watcher leaves."""
     job = client.job(job_id)
-    if job.get("waiting_for"):
-        common.output.talk(f"It waits: {job['waiting_for']}")
+    if job.waiting_for:
+        common.output.talk(f"It waits: {job.waiting_for}")
     if sys.stdout.isatty() and not common.json and not common.quiet:
         _watch_live(client, job_id, common)
     else:
@@ -27,12 +28,12 @@ def watch_job(client: Client, job_id: str, common: Common) -> dict[str, Any]:
             else:
                 common.output.line(_with_speed(event))
     job = client.job(job_id)
-    if job["status"] == "succeeded":
+    if job.status == "succeeded":
         if not common.json:
-            common.output.show(job, identity=job["fine_tuned_model"], lines=[f"Model: {job['fine_tuned_model']}"])
-        common.output.talk(f'Try it: rose chat "…" --model {job["fine_tuned_model"]}')
-    elif job.get("error"):
-        common.output.warn(job["error"]["message"])
+            common.output.show(job, identity=job.fine_tuned_model, lines=[f"Model: {job.fine_tuned_model}"])
+        common.output.talk(f'Try it: rose chat "…" --model {job.fine_tuned_model}')
+    elif job.error:
+        common.output.warn(job.error.message)
         common.output.talk(f"Everything about it: rose finetune get {job_id}; its log: rose logs {job_id}")
     return job
 
@@ -45,8 +46,8 @@ def _watch_live(client: Client, job_id: str, common: Common) -> None:
     ) as progress:
         task: TaskID = progress.add_task("waiting", total=None, numbers="")
         for event in client.stream_events(job_id, common.output.talk):
-            data = event["data"]
-            if event["type"] != "metrics":
+            data = event.data
+            if event.type != "metrics":
                 progress.console.print(event_line(event), soft_wrap=True)  # names are copied: whole
                 continue
             progress.update(
@@ -73,6 +74,6 @@ def numbers(data: dict[str, Any], *, losses: bool = True) -> str:
     return "  ".join(parts)
 
 
-def _with_speed(event: dict[str, Any]) -> str:
+def _with_speed(event: schema.JobEvent) -> str:
     line = event_line(event)
-    return f"{line}  {numbers(event['data'], losses=False)}" if event["type"] == "metrics" else line
+    return f"{line}  {numbers(event.data, losses=False)}" if event.type == "metrics" else line

@@ -7,9 +7,10 @@
 --   RS003  the command id was used for another request                               InvalidRequest
 --   RS004  the call itself is wrong                                                  a bug in ROSE
 --   RS005  the log is immutable (migration 0001)                                     a bug, or a hand in the database
+--   RS006  the project would have more than a limit allows                           QuotaExceeded
 --
 -- Locks are always taken in this order, so appends cannot deadlock:
---   command id < stream rows, sorted < entity rows < lease rows < log_head.
+--   command id < a project's quota < stream rows, sorted < entity rows < lease rows < log_head.
 
 -- Store the entity row of one write: insert or replace, found by its id. The kind is the table.
 create or replace function rose.store_row(p_row jsonb, p_version bigint) returns void
@@ -98,10 +99,60 @@ begin
 end
 $$;
 
+-- What a project stores, by kind. Uploads count with what was announced; deleted and expired things do not count.
+create or replace function rose.stored_bytes(
+    p_project text, out file_bytes bigint, out upload_bytes bigint, out model_bytes bigint
+)
+language plpgsql stable as $$
+declare
+    now_seconds bigint := extract(epoch from clock_timestamp());
+begin
+    select coalesce(sum(bytes), 0) into file_bytes from rose.files
+    where project = p_project and not deleted and coalesce(expires_at > now_seconds, true);
+
+    select coalesce(sum(bytes), 0) into upload_bytes from rose.uploads
+    where project = p_project and not ended and expires_at > now_seconds;
+
+    select coalesce(sum(bytes), 0) into model_bytes from (
+        select (doc -> 'artifact' ->> 'bytes')::bigint as bytes from rose.models
+        where project = p_project and not deleted
+        union all
+        select (checkpoint -> 'artifact' ->> 'bytes')::bigint
+        from rose.jobs, jsonb_array_elements(doc -> 'checkpoints') as checkpoint
+        where project = p_project
+          and not exists (select from rose.models where models.id = jobs.id and models.deleted)
+    ) as stored;
+end
+$$;
+
+-- Refuse what would take a project over a limit. Until the commit no other append of the project passes here with the
+-- same quota, so what was counted stays true.
+create or replace function rose.check_quota(p_quota jsonb) returns void
+language plpgsql as $$
+declare
+    owner text := p_quota ->> 'project';
+    used  bigint;
+begin
+    perform pg_advisory_xact_lock(hashtextextended('rose.quota/' || (p_quota ->> 'of') || '/' || owner, 0));
+    case p_quota ->> 'of'
+    when 'jobs' then
+        select count(*) into used from rose.jobs
+        where project = owner and status in ('validating_files', 'queued', 'running', 'paused');
+    when 'bytes' then
+        select file_bytes + upload_bytes + model_bytes into used from rose.stored_bytes(owner);
+    else
+        raise exception 'there is no quota of %', p_quota ->> 'of' using errcode = 'RS004';
+    end case;
+    if used + (p_quota ->> 'adds')::bigint > (p_quota ->> 'most')::bigint then
+        raise exception '% has % of % %', owner, used, p_quota ->> 'most', p_quota ->> 'of' using errcode = 'RS006';
+    end if;
+end
+$$;
+
 -- Append events to one or several streams, with their entity rows and lease changes, all or nothing.
 --
 -- p_writes is an array of {stream_id, expected_version, events: [{type, schema, data}], row: {kind, id, doc} | null,
--- epoch | null, lease | null}. Answers with the position of the last event; for a command id that was used before,
+-- epoch | null, lease | null, quota: {of, project, adds, most} | null}. Answers with the position of the last event; for a command id that was used before,
 -- with what was stored then. One statement in autocommit, so that no client can pause while it holds log_head.
 create or replace function rose.append(
     p_command_id   text,
@@ -134,6 +185,9 @@ begin
     on conflict (command_id) do nothing;
     if not found then
         select * into known from rose.commands where command_id = p_command_id;
+        if not found then  -- it was there a moment ago: the sweeper has forgotten it
+            raise exception 'the command id % has just been forgotten', p_command_id using errcode = 'RS001';
+        end if;
         if known.request_hash is distinct from p_request_hash then
             raise exception 'the command id % belongs to another request', p_command_id using errcode = 'RS003';
         end if;
@@ -143,7 +197,11 @@ begin
         return;
     end if;
 
-    -- 2. Create, then lock, the stream rows, sorted by id. In statements of their own: one that also read the versions
+    -- 2. The project's limit. Only here is a lock waited for while just the command id is held.
+    perform rose.check_quota(value -> 'quota')
+    from jsonb_array_elements(p_writes) where value -> 'quota' <> 'null';
+
+    -- 3. Create, then lock, the stream rows, sorted by id. In statements of their own: one that also read the versions
     --    would read them from a snapshot taken before the lock was granted.
     insert into rose.streams (stream_id, project_id)
     select value ->> 'stream_id', coalesce(value -> 'row' -> 'doc' ->> 'project', 'default')
@@ -163,7 +221,7 @@ begin
         from jsonb_array_elements(p_writes)
         order by 1
     loop
-        -- 3. Version and epoch.
+        -- 4. Version and epoch.
         select version into actual from rose.streams where stream_id = write.stream_id;
         if coalesce(actual, 0) <> write.expected_version then
             raise exception '% is at version %, not %', write.stream_id, coalesce(actual, 0), write.expected_version
@@ -172,7 +230,7 @@ begin
         if write.epoch is not null and write.lease ->> 'action' is distinct from 'claim' then
             owned_until := least(owned_until, rose.check_lease(write.stream_id, write.epoch));
         end if;
-        -- 4. Stream, entity row, lease.
+        -- 5. Stream, entity row, lease.
         update rose.streams set version = version + write.event_count where stream_id = write.stream_id;
         if write.row is not null then
             perform rose.store_row(write.row, write.expected_version + write.event_count);
@@ -183,7 +241,7 @@ begin
         total := total + write.event_count;
     end loop;
 
-    -- 5. Last: the positions. From here to the commit no other append can pass, so nothing below waits for a lock.
+    -- 6. Last: the positions. From here to the commit no other append can pass, so nothing below waits for a lock.
     update rose.log_head set position = position + total returning position into last_position;
     recorded := clock_timestamp();
     if owned_until <= recorded then

@@ -6,11 +6,13 @@ from typing import Literal
 
 import msgspec
 
+from projections.damage import DamagedRow, whole
 from projections.paging import Page
-from rose.domain.files import FileState
+from rose.domain.files import FileState, initial
 from rose.log.append import EntityRow
-from rose.log.pool import Pool, fetch, fetch_row
+from rose.log.pool import Pool, Record, fetch, fetch_row
 
+VIEW = "files"
 Order = Literal["asc", "desc"]
 
 # $1: project. $2: id to start behind, also of a deleted file; an unknown one gives no row. $3: now, Unix seconds.
@@ -25,7 +27,7 @@ with page as (
     order by created_position {direction}
     limit $4
 )
-select doc from page join rose.files using (created_position)
+select id, doc from page join rose.files using (created_position)
 where project = $1 and not deleted order by created_position {direction}
 """
 ORDERS: dict[Order, dict[str, str]] = {
@@ -34,7 +36,14 @@ ORDERS: dict[Order, dict[str, str]] = {
 }
 LIST_ALL = {order: LIST.format(chosen="", **words) for order, words in ORDERS.items()}
 LIST_OF_PURPOSE = {order: LIST.format(chosen="and purpose = $5", **words) for order, words in ORDERS.items()}
-FIND = "select doc from rose.files where id = $1"
+FIND = "select id, doc from rose.files where id = $1"
+
+
+class DamagedFile(FileState, frozen=True, kw_only=True):
+    """What can be read of a file whose row is damaged. For showing alone, never to be stored."""
+
+    damage: str
+    """What happened and what helps."""
 
 
 def row(state: FileState) -> EntityRow:
@@ -43,18 +52,28 @@ def row(state: FileState) -> EntityRow:
 
 
 async def find(pool: Pool, file_id: str) -> FileState | None:
-    """Return the file, whosever it is, also when it was deleted or has expired: for the house, never for a caller."""
+    """Return the file, whosever it is, also when it was deleted or has expired: for the house, never for a caller.
+
+    Raises: DamagedRow.
+    """
     found = await fetch_row(pool, FIND, file_id)
-    return None if found is None else msgspec.json.decode(found["doc"], type=FileState)
+    return None if found is None else whole(VIEW, found["id"], found["doc"], initial)
 
 
 async def get(pool: Pool, project: str, file_id: str, *, now: int) -> FileState | None:
-    """Return the project's file, or None when it has none of that id that can be used at `now` (Unix seconds)."""
-    state = await find(pool, file_id)
+    """Return the project's file, or None when it has none of that id that can be used at `now` (Unix seconds).
+
+    Raises: DamagedRow; its `remains` are a DamagedFile.
+    """
+    found = await fetch_row(pool, FIND, file_id)
+    state = None if found is None else _shown(found)
     if state is None or state.project != project:
         return None
-    gone = state.deleted_at is not None or (state.expires_at is not None and state.expires_at <= now)
-    return None if gone else state
+    if state.deleted_at is not None or (state.expires_at is not None and state.expires_at <= now):
+        return None
+    if isinstance(state, DamagedFile):
+        raise DamagedRow(VIEW, file_id, state)
+    return state
 
 
 async def page(
@@ -67,9 +86,20 @@ async def page(
     purpose: str | None = None,
     order: Order = "desc",
 ) -> Page[FileState]:
-    """Return up to `limit` usable files of the project behind the file `after` in `order` of their making."""
+    """Return up to `limit` usable files of the project behind the file `after` in `order` of their making.
+
+    One whose row is damaged is there as a DamagedFile.
+    """
     if purpose is None:
         rows = await fetch(pool, LIST_ALL[order], project, after, now, limit + 1)
     else:
         rows = await fetch(pool, LIST_OF_PURPOSE[order], project, after, now, limit + 1, purpose)
-    return Page.cut([msgspec.json.decode(found["doc"], type=FileState) for found in rows], limit)
+    return Page.cut([_shown(found) for found in rows], limit)
+
+
+def _shown(found: Record) -> FileState:
+    try:
+        return whole(VIEW, found["id"], found["doc"], initial)
+    except DamagedRow as error:
+        left = {**msgspec.structs.asdict(error.remains), "id": found["id"]}
+        return DamagedFile(**left, damage=str(error))

@@ -1,11 +1,9 @@
-"""The key view: one row per key, written by the append itself, and what recognises a secret."""
+"""The key view: one row per API key, written by the append itself, and what recognises a secret."""
 
 from __future__ import annotations
 
 import hashlib
 
-import anyio
-import bcrypt
 import msgspec
 
 from projections.paging import Page
@@ -34,39 +32,33 @@ order by first desc limit $3
 """
 GET = "select doc from rose.keys where project = $1 and id = $2 and not revoked"
 RECOGNISE = """
-select exists(select from rose.keys where not revoked and kind = 'api') as guarded,
+select exists(select from rose.keys where not revoked and coalesce(doc ->> 'kind', 'api') = 'api') as guarded,
        (select keys.doc from rose.keys join rose.key_hashes on key_hashes.key_id = keys.id
-        where key_hashes.sha256 = $1 and not revoked and kind = 'api'
+        where key_hashes.sha256 = $1 and not revoked
           and not exists (select from rose.projects where projects.id = keys.project and archived)) as doc
 """
 REMEMBER = "insert into rose.key_hashes (sha256, key_id) values ($1, $2) on conflict do nothing"
-IN_USE = "select count(*) as count from rose.keys where not revoked and kind = 'api'"
-OTHERS = """
-select count(*) as count from rose.keys
-where not revoked and kind = 'api' and id <> $1 and doc ->> 'scope' = 'admin'
-"""
+IN_USE = "select count(*) as count from rose.keys where not revoked and coalesce(doc ->> 'kind', 'api') = 'api'"
+OTHERS = "select count(*) as count from rose.keys where not revoked and id <> $1 and doc ->> 'scope' = 'admin'"
+
+
 REMEMBER_PASSWORD = "insert into rose.nats_passwords (key_id, bcrypt) values ($1, $2) on conflict do nothing"
-READERS = """
-select id, project, bcrypt from rose.keys join rose.nats_passwords on key_id = id
-where not revoked and kind = 'nats'
+NATS_READERS = """
+select keys.id, keys.project, nats_passwords.bcrypt
+from rose.keys join rose.nats_passwords on nats_passwords.key_id = keys.id
+where not revoked and coalesce((doc ->> 'expires_at')::bigint, 9223372036854775807) > $1
   and not exists (select from rose.projects where projects.id = keys.project and archived)
-  and coalesce((doc ->> 'expires_at')::bigint > $1, true)
-order by id
+order by keys.id
 """
-TAKEN = "update rose.nats_passwords set taken = true where key_id = any($1) and not taken"
-IS_TAKEN = "select taken from rose.nats_passwords where key_id = $1"
-BCRYPT_ROUNDS = 4
-"""The least there is: a password of 256 random bits needs no slow hash, and nats-server checks it at each reload."""
-POLL_SECONDS = 0.05
 
 
-class Reader(msgspec.Struct, frozen=True, kw_only=True):
-    """A key in use that opens its project's subjects in NATS."""
+class NatsReader(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody who may read a project's events on NATS."""
 
     key_id: str
     project: str
     bcrypt: str
-    """Its password as nats-server checks it."""
+    """Hash of the password, as nats-server compares it."""
 
 
 def row(state: KeyState) -> EntityRow:
@@ -112,35 +104,17 @@ async def remember(pool: Pool, secret: str, key_id: str) -> None:
     await fetch(pool, REMEMBER, digest(secret), key_id)
 
 
-async def remember_password(pool: Pool, password: str, key_id: str) -> None:
-    """Keep what nats-server recognises the password of a key by. Raises: Unavailable."""
-    hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(BCRYPT_ROUNDS))
-    await fetch(pool, REMEMBER_PASSWORD, key_id, hashed.decode())
+async def remember_password(pool: Pool, key_id: str, password_hash: str) -> None:
+    """Keep the bcrypt hash of a NATS key that is about to be created. Raises: Unavailable."""
+    await fetch(pool, REMEMBER_PASSWORD, key_id, password_hash)
 
 
-async def readers(pool: Pool, now: int) -> tuple[Reader, ...]:
-    """Return the keys that open NATS at `now` (Unix seconds), by id. Raises: Unavailable."""
-    rows = await fetch(pool, READERS, now)
-    return tuple(Reader(key_id=row["id"], project=row["project"], bcrypt=row["bcrypt"]) for row in rows)
-
-
-async def note_taken(pool: Pool, key_ids: list[str]) -> None:
-    """Note that a nats-server lets the holders of these keys in. Raises: Unavailable."""
-    await fetch(pool, TAKEN, key_ids)
-
-
-async def wait_taken(pool: Pool, key_id: str, timeout_seconds: float) -> bool:
-    """Return whether a nats-server has taken the key over, at the latest after `timeout_seconds`.
-
-    Raises: Unavailable.
-    """
-    with anyio.move_on_after(timeout_seconds):
-        while True:
-            found = await fetch_row(pool, IS_TAKEN, key_id)
-            if found is not None and found["taken"]:
-                return True
-            await anyio.sleep(POLL_SECONDS)
-    return False
+async def nats_readers(pool: Pool, now: int) -> list[NatsReader]:
+    """Return who may read on NATS at `now` (Unix seconds). Raises: Unavailable."""
+    return [
+        NatsReader(key_id=found["id"], project=found["project"], bcrypt=found["bcrypt"])
+        for found in await fetch(pool, NATS_READERS, now)
+    ]
 
 
 async def other_administrators(pool: Pool, key_id: str) -> int:

@@ -13,7 +13,9 @@ from rose.log.pool import Pool, fetch, fetch_row
 LIST = """
 select doc from rose.permissions
 where project = $1 and model = $2 and not withdrawn and ($3::text is null or grantee = $3)
-  and ($4::text is null or created_position {beyond} (select created_position from rose.permissions where id = $4))
+  and ($4::text is null or created_position {beyond} (
+      select created_position from rose.permissions where id = $4 and project = $1 and model = $2
+  ))
 order by created_position {order} limit $5
 """
 NEWEST_FIRST = LIST.format(beyond="<", order="desc")

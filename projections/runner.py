@@ -14,7 +14,7 @@ import anyio
 import asyncpg
 import msgspec
 
-from projections import checkpoints, metrics
+from projections import checkpoints, metrics, runs
 from projections.views import View
 from rose.errors import InvalidRequest, InvalidState, RoseError, Unavailable
 from rose.log.feed import open_feed
@@ -23,7 +23,7 @@ from rose.log.read import recorded
 
 log = logging.getLogger(__name__)
 
-VIEWS: tuple[View, ...] = (metrics.VIEW, checkpoints.VIEW)
+VIEWS: tuple[View, ...] = (metrics.VIEW, checkpoints.VIEW, runs.VIEW)
 """THE list of asynchronous views."""
 WINDOW = 512
 """Positions of the log that one transaction reads."""

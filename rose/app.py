@@ -115,11 +115,13 @@ async def _wait_for_database(given: settings.Settings, stop: anyio.Event) -> Non
 async def _api(given: settings.Settings, stop: anyio.Event) -> None:
     from rose import sweeper
     from rose.api.app import create_app
+    from rose.api.limits import Limits
     from rose.api.services import Services
     from rose.blobs import Blobs
     from rose.commands import Commands
     from rose.inference.client import EngineClient
     from rose.log.tail import Tailer
+    from rose.usage import Meter
 
     ports.refuse_open_door(given)
     listener = ports.listen(given.host, given.port)
@@ -128,6 +130,7 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
         pool = await _pool(given, stack, max_size=16)
         tailer = await stack.enter_async_context(Tailer(pool))
         engines = await stack.enter_async_context(EngineClient(token=given.inference_token))
+        meter = await stack.enter_async_context(Meter(pool))
         blobs = Blobs(given.blobs)
         app = create_app(
             Services(
@@ -137,6 +140,8 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
                 blobs=blobs,
                 commands=Commands(pool),
                 engines=engines,
+                limits=Limits(given),
+                meter=meter,
             )
         )
         config = uvicorn.Config(
@@ -161,7 +166,7 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(announce)
-            tasks.start_soon(sweeper.run, pool, blobs, stop)
+            tasks.start_soon(sweeper.run, pool, blobs, stop, given.idempotency_seconds)
             await server.serve(sockets=[listener])
             tasks.cancel_scope.cancel()
 
@@ -171,7 +176,7 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
 
 async def _projections(given: settings.Settings, stop: anyio.Event) -> None:
     from projections import runner
-    from rose import readers, relay
+    from rose import nats_readers, relay
     from rose.webhooks import delivery
 
     async with AsyncExitStack() as stack:
@@ -180,9 +185,19 @@ async def _projections(given: settings.Settings, stop: anyio.Event) -> None:
         await stack.enter_async_context(_announced(pool, "projections"))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(relay.run, pool, bus, given, stop)
-            tasks.start_soon(readers.run, pool, bus, given, stop)
+            tasks.start_soon(nats_readers.run, pool, bus, stop, _let_read(given))
             tasks.start_soon(runner.run, pool, stop)
             tasks.start_soon(delivery.run, pool, given, stop)
+
+
+def _let_read(given: settings.Settings) -> Callable[[Any], Awaitable[object]] | None:
+    """Return what tells the NATS server of `rose up` who may read; None for a server that somebody else runs."""
+    from rose.local.nats import Nats
+
+    if given.nats_users_file is None:
+        return None
+    nats = Nats(given.nats_users_file.parent.parent)
+    return lambda readers: anyio.to_thread.run_sync(nats.let_read, readers)
 
 
 async def _trainer(given: settings.Settings, stop: anyio.Event) -> None:

@@ -13,12 +13,24 @@ import msgspec
 from projections import files as files_view
 from projections import jobs as jobs_view
 from projections import models as models_view
+from projections.damage import whole
+from rose import quotas
 from rose.domain import bases, files, job_commands, jobs, models
 from rose.domain.catalogue import Event
 from rose.domain.hyperparameters import LoraSettings
 from rose.errors import Conflict, InvalidState, NotFound, StaleEpoch
 from rose.log import read
-from rose.log.append import Actor, EntityRow, KeyReused, LeaseChange, ModelNameTaken, StreamWrite, append
+from rose.log.append import (
+    Actor,
+    EntityRow,
+    KeyReused,
+    LeaseChange,
+    ModelNameTaken,
+    Quota,
+    QuotaExceeded,
+    StreamWrite,
+    append,
+)
 from rose.missing import missing_file, missing_job
 
 if TYPE_CHECKING:
@@ -79,7 +91,7 @@ class Commands:
         `lease` is written with the append; a job that ends loses its lease instead. `fenced` makes the append carry
         the command's epoch, so that it is refused once the lease is lost.
 
-        Raises: NotFound, InvalidState, StaleEpoch; Conflict when a claim meets a live lease.
+        Raises: NotFound, InvalidState, StaleEpoch, DamagedRow; Conflict when a claim meets a live lease.
         """
         epoch: int | None = getattr(command, "epoch") if fenced else None  # noqa: B009 - only run commands have one
 
@@ -94,19 +106,32 @@ class Commands:
         return await self._loop(lambda: self._load_job(job_id), write, request, respond)
 
     async def create_job(
-        self, command: job_commands.CreateJob, request: Request, *, respond: Respond | None = None
+        self,
+        command: job_commands.CreateJob,
+        request: Request,
+        *,
+        respond: Respond | None = None,
+        most_unfinished: int | None = None,
     ) -> Outcome[jobs.JobState]:
-        """Create a job; a model name that is taken gets `-2`, `-3`, …"""
+        """Create a job; a model name that is taken gets `-2`, `-3`, …
+
+        Raises: LimitReached when the project has `most_unfinished` jobs that have not ended.
+        """
         for number in range(1, MAX_NAME_NUMBER):
             name = bases.fine_tuned_name(command.model, command.at, command.suffix, number=number)
             named = msgspec.structs.replace(command, model_name=name)
             happened = jobs.decide(named, jobs.initial)
             state = _fold(jobs.evolve, jobs.initial, happened)
             write = _job_write(command.job_id, 0, happened, state, None, None)
+            if most_unfinished is not None:
+                quota = Quota(of="jobs", project=command.project, adds=1, most=most_unfinished)
+                write = msgspec.structs.replace(write, quota=quota)
             try:
                 return await self._append(state, 0, happened, [write], request, respond)
             except ModelNameTaken:
                 continue
+            except QuotaExceeded:
+                raise await quotas.too_many_jobs(self._pool, command.project, most_unfinished or 0) from None
         raise Conflict(f"No free name is left for {command.model} with suffix {command.suffix!r} in this second.")
 
     async def succeed(
@@ -154,26 +179,42 @@ class Commands:
         return await self._loop(lambda: self._load_job(job_id), write, request, None)
 
     async def add_file(
-        self, command: files.AddFile, request: Request, *, respond: Respond | None = None
+        self,
+        command: files.AddFile,
+        request: Request,
+        *,
+        respond: Respond | None = None,
+        most_bytes: int | None = None,
     ) -> Outcome[files.FileState]:
-        """Register an uploaded file whose content lies in the blob folder already."""
+        """Register an uploaded file whose content lies in the blob folder already.
+
+        Raises: LimitReached when the project would store more than `most_bytes`.
+        """
         happened = files.decide(command, files.initial)
         state = _fold(files.evolve, files.initial, happened)
+        size = command.artifact.bytes
         write = StreamWrite(
-            stream_id=f"file/{command.file_id}", expected_version=0, events=happened, row=files_view.row(state)
+            stream_id=f"file/{command.file_id}",
+            expected_version=0,
+            events=happened,
+            row=files_view.row(state),
+            quota=quotas.of_bytes(command.project, size, most_bytes),
         )
-        return await self._append(state, 0, happened, [write], request, respond)
+        try:
+            return await self._append(state, 0, happened, [write], request, respond)
+        except QuotaExceeded:
+            raise await quotas.too_many_bytes(self._pool, command.project, size, most_bytes or 0) from None
 
     async def delete_file(
         self, file_id: str, at: int, request: Request, *, respond: Respond | None = None
     ) -> Outcome[files.FileState]:
-        """End a file's use. Raises: NotFound."""
+        """End a file's use. Raises: NotFound, DamagedRow."""
 
         async def load() -> tuple[files.FileState, int]:
             found = await read.load_row(self._pool, "files", file_id)
             if found is None:
                 raise missing_file(file_id)
-            return msgspec.json.decode(found[0], type=files.FileState), found[1]
+            return whole("files", file_id, found[0], files.initial), found[1]
 
         def write(state: files.FileState, version: int) -> tuple[files.FileState, list[StreamWrite]]:
             return _entity_write(files, files.DeleteFile(at=at), state, version, f"file/{file_id}", files_view.row)
@@ -183,13 +224,13 @@ class Commands:
     async def delete_model(
         self, job_id: str, at: int, request: Request, *, respond: Respond | None = None
     ) -> Outcome[models.ModelState]:
-        """End the use of the model that a job made. Raises: NotFound."""
+        """End the use of the model that a job made. Raises: NotFound, DamagedRow."""
 
         async def load() -> tuple[models.ModelState, int]:
             found = await read.load_row(self._pool, "models", job_id)
             if found is None:
                 raise NotFound(f"The job {job_id} has no model", code="model_not_found", param="model")
-            return msgspec.json.decode(found[0], type=models.ModelState), found[1]
+            return whole("models", job_id, found[0], models.initial), found[1]
 
         def write(state: models.ModelState, version: int) -> tuple[models.ModelState, list[StreamWrite]]:
             return _entity_write(models, models.DeleteModel(at=at), state, version, f"model/{job_id}", models_view.row)
@@ -215,7 +256,7 @@ class Commands:
         found = await read.load_row(self._pool, "jobs", job_id)
         if found is None:
             raise missing_job(job_id)
-        return msgspec.json.decode(found[0], type=jobs.JobState), found[1]
+        return whole("jobs", job_id, found[0], jobs.initial), found[1]
 
     async def _loop(
         self,

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import msgspec
 import platformdirs
@@ -26,6 +26,16 @@ DEFAULT_ALIASES: Mapping[str, str] = {
     "tinyllama": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
 }
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+LIMITS = (
+    "requests_per_minute",
+    "tokens_per_minute",
+    "max_project_jobs",
+    "max_project_bytes",
+    "max_project_event_streams",
+)
+"""Settings that limit every project; without a value each is off."""
+SHORTEST_MEMORY_SECONDS = 600.0
+"""Longer than any retry of a request or of a trainer's append lasts."""
 DEVICE = re.compile(r"(auto|cpu|mps|cuda(:\d+)?)\Z")
 
 
@@ -50,11 +60,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     nats_url: str | None = None
     """NATS to use; without one `rose up` runs its own."""
     nats_token: str | None = None
-    """Token for NATS; `rose up` makes one for its own server."""
-    nats_readers_file: Path | None = None
-    """File that NATS' configuration includes and ROSE writes: who reads with a key (`rose keys create --nats`)."""
-    nats_system_url: str | None = None
-    """NATS with a user of its system account, so that ROSE can let it read that file again."""
+    """Token for a NATS that takes one; the user's name and password can stand in the URL, too."""
+    nats_users_file: Path | None = None
+    """File of users that the NATS server includes; `rose up` sets it for its own server, and nobody else needs it."""
     nats_replicas: int = 1
     """Copies of the JetStream stream, 1 to 5."""
     nats_max_bytes: int = 1 << 30
@@ -83,8 +91,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Largest file that can be uploaded in parts (`/v1/uploads`)."""
     min_free_bytes: int = 256 << 20
     """Free disk space under which uploads and job creation are refused and running jobs pause."""
+    requests_per_minute: int | None = None
+    """Requests that a project may make in a minute, counted by each API process for itself; default: any number."""
+    tokens_per_minute: int | None = None
+    """Tokens of prompts and answers that a project may have in a minute, counted likewise; default: any number."""
+    max_project_jobs: int | None = None
+    """Jobs that a project may have that have not ended; default: any number."""
+    max_project_bytes: int | None = None
+    """Bytes that a project may store in files, announced uploads, models and checkpoints; default: any number."""
+    max_project_event_streams: int | None = None
+    """Event streams that a project may have open at each API process; default: any number."""
     result_file_encoding: str = "plain"
     """`plain` CSV, or `base64` as the hosted service sends it."""
+    idempotency_seconds: float = 86400.0
+    """How long a repeated request (`Idempotency-Key`) gets the answer of the first one; then it is a new one."""
     lease_seconds: float = 60.0
     """How long a claim on a job lasts without renewal."""
     renew_seconds: float = 5.0
@@ -117,6 +137,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Shared secret between API and engines; required when an engine does not listen on loopback."""
     inference_idle_seconds: float = 1800.0
     """Idle time after which an engine drops a base model."""
+    engine_wait_seconds: float = 30.0
+    """How long a chat waits for an inference engine that starts again, before it gets 503; 0: not at all."""
     inference_threads: int | None = None
     """Threads of the inference engine; default: cores minus one."""
     webhook_private_targets: bool = False
@@ -179,7 +201,7 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
             raise _unusable(name, text if raw is None else raw, f": {error}") from None
     if "model_aliases" in values:
         values["model_aliases"] = {**DEFAULT_ALIASES, **values["model_aliases"]}
-    for name in ("data_dir", "blob_dir", "nats_readers_file"):
+    for name in ("data_dir", "blob_dir"):
         if values.get(name) is not None:
             values[name] = Path(values[name]).expanduser().absolute()
     settings = Settings(**values)
@@ -216,10 +238,17 @@ def _check(settings: Settings) -> None:
             f"it must lie between renew_seconds ({settings.renew_seconds:g}) and lease_seconds "
             f"({settings.lease_seconds:g}), so that a run ends before another trainer may take its job",
         ),
+        ("engine_wait_seconds", settings.engine_wait_seconds >= 0, "it must be 0 or above"),
+        (
+            "idempotency_seconds",
+            settings.idempotency_seconds >= SHORTEST_MEMORY_SECONDS,
+            f"it must be at least {SHORTEST_MEMORY_SECONDS:g}, so that retries of SDKs and of trainers are recognised",
+        ),
         ("poll_seconds", settings.poll_seconds > 0, "it must be above 0"),
         ("recovery_steps", settings.recovery_steps is None or settings.recovery_steps > 0, "it must be above 0"),
         ("max_attempts", settings.max_attempts > 0, "it must be above 0"),
         ("minimum_examples", settings.minimum_examples > 0, "it must be above 0"),
+        *((name, _is_limit(getattr(settings, name)), "it must be above 0") for name in LIMITS),
         ("torch_threads", settings.torch_threads is None or settings.torch_threads > 0, "it must be above 0"),
         (
             "inference_threads",
@@ -230,6 +259,10 @@ def _check(settings: Settings) -> None:
     for name, holds, rule in rules:
         if not holds:
             raise _unusable(name, getattr(settings, name), f"; {rule}")
+
+
+def _is_limit(value: int | None) -> bool:
+    return value is None or value > 0
 
 
 def _unusable(name: str, value: Any, why: str) -> InvalidRequest:
@@ -258,13 +291,13 @@ def _parse(kind: Any, text: str | None) -> Any:
             return msgspec.json.decode(stripped)
         except msgspec.DecodeError:
             return text
-    if "dict[" in str(kind):
+    if get_origin(kind) is dict:
         pairs = [pair.strip() for pair in stripped.split(",") if pair.strip()]
         wrong = [pair for pair in pairs if "=" not in pair]
         if wrong:
             raise ValueError(f"{wrong[0]!r} is not name=value")
         return {name.strip(): value.strip() for name, _, value in (pair.partition("=") for pair in pairs)}
-    if "tuple[" in str(kind):
+    if get_origin(kind) is tuple:
         return [part.strip() for part in stripped.split(",") if part.strip()]
     if kind is bool:
         return {

@@ -23,8 +23,6 @@ JOB_QUEUED = "rose.v2.*.job.*.queued"
 """Core subscription that wakes training slots."""
 JOB_CHANGES = ("rose.v2.*.job.*.cancelled", "rose.v2.*.job.*.paused")
 """Core subscriptions by which a trainer hears that its job shall end."""
-READER_API = "ROSE.API"
-"""What the holder of a key asks its consumer under, in place of `$JS.API`."""
 CONTENT_TYPE = "application/cloudevents+json"
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+")
@@ -77,14 +75,9 @@ def subject_of(project: str, wire_name: str, stream_id: str) -> str | None:
     return ".".join(("rose.v2", *tokens)) if all(map(_TOKEN.fullmatch, tokens)) else None
 
 
-def project_subjects(project: str) -> str:
+def project_events(project: str) -> str:
     """Return the subjects of all events of a project."""
     return f"rose.v2.{project}.>"
-
-
-def inbox_prefix(key_id: str) -> str:
-    """Return what the inboxes of a key's holder begin with."""
-    return f"_INBOX_{key_id}"
 
 
 def oversize_subject(project: str) -> str:

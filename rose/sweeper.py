@@ -1,4 +1,5 @@
-"""Frees disk space: removes blobs that nothing can use any more, a day after their use ended, and parts after an hour.
+"""Frees disk space: removes blobs that nothing can use any more, a day after their use ended, and parts after an hour;
+forgets commands whose repetition nobody expects any more.
 
 What an unfinished job names stays, whatever became of the file's or model's entry. Nothing here decides what is used:
 the log does. A blob older than this log belongs to another one and is left alone.
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
-import msgspec
 
 from projections import files as files_view
 from projections import jobs as jobs_view
@@ -21,6 +21,7 @@ from projections import uploads as uploads_view
 from rose.blobs import Blobs
 from rose.domain.jobs import JobState
 from rose.errors import RoseError
+from rose.log.forget import forget_commands
 from rose.log.pool import Pool
 from rose.log.read import read_all
 
@@ -35,12 +36,17 @@ EVERY_SECONDS = 3600.0
 logger = logging.getLogger(__name__)
 
 
-async def run(pool: Pool, blobs: Blobs, stop: anyio.Event) -> None:
+async def run(pool: Pool, blobs: Blobs, stop: anyio.Event, keep_commands_seconds: float) -> None:
     """Sweep now and each hour until `stop` is set. Any number of processes may do so at once."""
     while not stop.is_set():
         try:
+            forgotten = await forget_commands(pool, older_than_seconds=keep_commands_seconds)
+            logger.info("forgot %d commands that are older than %.0f s", forgotten, keep_commands_seconds)
+        except RoseError as error:
+            logger.warning("old commands could not be forgotten: %s", error)
+        try:
             await sweep(pool, blobs)
-        except (RoseError, OSError, msgspec.ValidationError) as error:  # the last: a damaged row may pin anything
+        except (RoseError, OSError) as error:  # a damaged row, too: it may pin anything
             logger.warning("the blob folder could not be swept: %s", error)
         with anyio.move_on_after(EVERY_SECONDS):
             await stop.wait()

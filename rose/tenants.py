@@ -6,28 +6,31 @@ import secrets
 from functools import reduce
 from typing import TYPE_CHECKING
 
+import bcrypt
 import msgspec
 
 from projections import keys as keys_view
 from projections import projects as projects_view
-from rose.commands import Outcome, Request
+from rose.commands import Outcome, Request, Respond
 from rose.domain import keys, projects
 from rose.errors import Conflict, InvalidState, NotFound
 from rose.log import read
-from rose.log.append import StreamWrite, append
+from rose.log.append import Appended, StreamWrite, append
 
 if TYPE_CHECKING:
     from rose.log.pool import Pool
 
-SECRET_PREFIXES: dict[keys.Kind, str] = {"api": "sk-rose-", "nats": "nats-rose-"}
+PREFIXES: dict[keys.Kind, str] = {"api": "sk-rose-", "nats": "nk-rose-"}
 SECRET_BYTES = 32
 HINT_CHARACTERS = 4
+BCRYPT_ROUNDS = 4
+"""The fewest: a secret of 256 random bits needs no slow hash, and NATS compares it at each connection."""
 MAX_TRIES = 10
 
 
 def new_secret(kind: keys.Kind = "api") -> str:
-    """Return a fresh key, or the password of one for NATS: a prefix and 43 characters, 256 random bits."""
-    return SECRET_PREFIXES[kind] + secrets.token_urlsafe(SECRET_BYTES)
+    """Return a fresh key: `sk-rose-`, of NATS `nk-rose-`, and 43 characters, 256 random bits."""
+    return PREFIXES[kind] + secrets.token_urlsafe(SECRET_BYTES)
 
 
 class Tenants:
@@ -36,10 +39,11 @@ class Tenants:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def create_project(self, command: projects.CreateProject, request: Request) -> projects.ProjectState:
+    async def create_project(
+        self, command: projects.CreateProject, request: Request, respond: Respond
+    ) -> Outcome[projects.ProjectState]:
         """Create a project. Raises: Unavailable."""
-        outcome = await self._project(command.project, command, projects.initial, 0, request)
-        return outcome.state
+        return await self._project(command.project, command, projects.initial, 0, request, respond)
 
     async def change_project(
         self, project: str, command: projects.RenameProject | projects.ArchiveProject, request: Request
@@ -59,22 +63,34 @@ class Tenants:
         raise Conflict(f"Another writer was first {MAX_TRIES} times in a row.")
 
     async def create_key(self, command: keys.CreateKey, secret: str, request: Request) -> keys.KeyState:
-        """Create a key that is recognised by `secret`, which is kept as a hash only.
+        """Create a key that is recognised by `secret`, which is kept as a hash only: one of NATS by NATS alone.
 
-        Raises: InvalidState for the first API key of all when it cannot administer; Unavailable.
+        Raises: InvalidState for the first key of all when it cannot administer, and when the request is repeated;
+        Unavailable.
         """
         if command.kind == "nats":
-            await keys_view.remember_password(self._pool, secret, command.key_id)
-        elif command.scope != "admin" and not await keys_view.other_administrators(self._pool, command.key_id):
+            password_hash = bcrypt.hashpw(secret.encode(), bcrypt.gensalt(BCRYPT_ROUNDS)).decode()
+            await keys_view.remember_password(self._pool, command.key_id, password_hash)
+            return await self._create_key(command, request)
+        if command.scope != "admin" and not await keys_view.other_administrators(self._pool, command.key_id):
             raise InvalidState(
                 "The first key must have the scope admin.",
                 code="first_key",
                 hint="From the first key on every call needs one, and somebody must be able to make more.",
             )
-        else:
-            await keys_view.remember(self._pool, secret, command.key_id)
+        await keys_view.remember(self._pool, secret, command.key_id)
+        return await self._create_key(command, request)
+
+    async def _create_key(self, command: keys.CreateKey, request: Request) -> keys.KeyState:
         state, write = _key_write(command, keys.initial, 0)
-        await self._append([write], request)
+        done = await self._append([write], request)
+        # An append whose answer was lost is asked again and then counts as repeated, too; but then this key is there.
+        if done.replayed and await keys_view.get(self._pool, command.project, command.key_id) is None:
+            raise InvalidState(
+                "This request was answered before, and the key's secret was shown then; it is not kept.",
+                code="secret_gone",
+                hint="If the secret is lost, revoke that key and create another with a fresh Idempotency-Key.",
+            )
         return state
 
     async def revoke_keys(self, states: list[keys.KeyState], at: int, request: Request) -> None:
@@ -91,7 +107,8 @@ class Tenants:
                 loaded = msgspec.json.decode(found[0], type=keys.KeyState)
                 writes.append(_key_write(keys.RevokeKey(at=at), loaded, found[1])[1])
             try:
-                return await self._append(writes, request)
+                await self._append(writes, request)
+                return
             except Conflict:
                 continue
         raise Conflict(f"Another writer was first {MAX_TRIES} times in a row.")
@@ -113,19 +130,27 @@ class Tenants:
         state: projects.ProjectState,
         version: int,
         request: Request,
+        respond: Respond | None = None,
     ) -> Outcome[projects.ProjectState]:
         events = projects.decide(command, state)
         after = reduce(projects.evolve, events, state)
-        if events:
-            write = StreamWrite(
-                stream_id=f"project/{project}", expected_version=version, events=events, row=projects_view.row(after)
-            )
-            await self._append([write], request)
-        return Outcome(state=after, version=version + len(events), events=events, position=None)
+        outcome = Outcome(state=after, version=version + len(events), events=events, position=None)
+        if not events:
+            return outcome
+        write = StreamWrite(
+            stream_id=f"project/{project}", expected_version=version, events=events, row=projects_view.row(after)
+        )
+        appended = await self._append([write], request, respond(after) if respond else None)
+        return msgspec.structs.replace(outcome, replayed=appended.replayed, response=appended.response)
 
-    async def _append(self, writes: list[StreamWrite], request: Request) -> None:
-        await append(
-            self._pool, writes, command_id=request.command_id, request_hash=request.request_hash, actor=request.actor
+    async def _append(self, writes: list[StreamWrite], request: Request, response: bytes | None = None) -> Appended:
+        return await append(
+            self._pool,
+            writes,
+            command_id=request.command_id,
+            request_hash=request.request_hash,
+            response=response,
+            actor=request.actor,
         )
 
 

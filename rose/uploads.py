@@ -22,6 +22,7 @@ from anyio.lowlevel import RunVar
 
 from projections import files as files_view
 from projections import uploads as uploads_view
+from rose import quotas
 from rose.blobs import Blobs, TemporaryBlob
 from rose.commands import Commands, Outcome, Request
 from rose.domain import files, uploads
@@ -31,7 +32,7 @@ from rose.domain.uploads import Part, UploadState
 from rose.errors import InvalidRequest, NotFound
 from rose.ids import new_id
 from rose.log import read
-from rose.log.append import StreamWrite
+from rose.log.append import QuotaExceeded, StreamWrite
 
 if TYPE_CHECKING:
     from rose.log.pool import Pool
@@ -89,14 +90,29 @@ class Uploads:
         return await files_view.find(self._pool, state.file_id) if state.file_id else None
 
     async def create(
-        self, command: uploads.CreateUpload, request: Request, respond: Callable[[UploadState], bytes]
+        self,
+        command: uploads.CreateUpload,
+        request: Request,
+        respond: Callable[[UploadState], bytes],
+        *,
+        most_bytes: int | None = None,
     ) -> Outcome[UploadState]:
-        """Announce a file. Raises: Unavailable."""
+        """Announce a file. Raises: LimitReached when the project would store more than `most_bytes`; Unavailable."""
 
         async def load() -> tuple[UploadState, int]:
             return uploads.initial, 0
 
-        return await self._commands.change(load, _writer(command.upload_id, command), request, respond)
+        announce = _writer(command.upload_id, command)
+
+        def write(state: UploadState, version: int) -> tuple[UploadState, list[StreamWrite]]:
+            after, writes = announce(state, version)
+            quota = quotas.of_bytes(command.project, command.bytes, most_bytes)
+            return after, [msgspec.structs.replace(one, quota=quota) for one in writes]
+
+        try:
+            return await self._commands.change(load, write, request, respond)
+        except QuotaExceeded:
+            raise await quotas.too_many_bytes(self._pool, command.project, command.bytes, most_bytes or 0) from None
 
     async def add_part(
         self,

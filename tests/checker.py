@@ -1,11 +1,12 @@
-"""Reads a database and names every broken promise of DESIGN 10 that the log can prove: positions, versions, commands,
-epochs, endings and views. Knows the domain's evolve and nothing of the code that writes.
+"""Reads a database and names every broken promise of docs/architecture.md, "What always holds", that the log can prove:
+positions, versions, commands, epochs, endings and views. Knows the domain's evolve and nothing of the code that writes.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -17,6 +18,8 @@ from rose.domain import catalogue, files, job_events, jobs, models
 from rose.log.read import Recorded
 
 ENTITIES: Mapping[str, tuple[str, Any]] = {"job": ("jobs", jobs), "file": ("files", files), "model": ("models", models)}
+REMEMBERED = timedelta(hours=24)
+"""How long a command is kept; the setting `idempotency_seconds`."""
 CLAIMS = ("job.validation_started", "job.started")
 TERMINAL = ("job.succeeded", "job.failed", "job.cancelled")
 LEGAL = {
@@ -43,6 +46,7 @@ Rows = Sequence[Mapping[str, Any]]
 class Dump(NamedTuple):
     """Everything the checker looks at, of one moment."""
 
+    now: datetime
     head: int
     events: Rows
     """In the order of positions."""
@@ -67,6 +71,7 @@ async def read_dump(dsn: str) -> Dump:
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             return Dump(
+                now=await connection.fetchval("select clock_timestamp()"),
                 head=await connection.fetchval("select position from rose.log_head"),
                 events=[_event(row) for row in await connection.fetch("select * from rose.events order by position")],
                 streams=await _pairs(connection, "select stream_id, version from rose.streams"),
@@ -164,10 +169,15 @@ def _versions(dump: Dump, streams: Mapping[str, Rows]) -> Iterator[str]:
 
 def _commands(dump: Dump) -> Iterator[str]:
     positions: dict[str, list[int]] = defaultdict(list)
+    recorded: dict[str, datetime] = {}
     for event in dump.events:
-        positions[event["metadata"].get("command_id", "")].append(event["position"])
+        command_id = event["metadata"].get("command_id", "")
+        positions[command_id].append(event["position"])
+        recorded[command_id] = event["recorded_at"]
     for command_id, found in positions.items():
         if command_id not in dump.commands:
+            if recorded[command_id] < dump.now - REMEMBERED:
+                continue  # forgotten (rose/sweeper.py)
             yield f"position {found[0]}: its command {command_id!r} was never accepted"
         elif dump.commands[command_id] != found[-1]:
             yield f"command {command_id}: ends at {dump.commands[command_id]}, its last event is at {found[-1]}"

@@ -141,10 +141,14 @@ def private_folder() -> Iterator[Path]:
 
 @pytest.fixture
 def settings(private_folder: Path) -> Callable[..., Settings]:
-    """Factory of settings whose data folder is this test's own; nothing else of the environment is read."""
+    """Factory of settings whose data folder is this test's own; nothing else of the environment is read.
+
+    Nobody waits for an engine that no test has started.
+    """
 
     def make(**overrides: Any) -> Settings:
-        return load({"ROSE_CONFIG": "/nonexistent"}, **{"data_dir": str(private_folder), **overrides})
+        given = {"data_dir": str(private_folder), "engine_wait_seconds": 0.0, **overrides}
+        return load({"ROSE_CONFIG": "/nonexistent"}, **given)
 
     return make
 

@@ -76,13 +76,13 @@ class Server:
 
 
 class NatsServer(Server):
-    """A nats-server with JetStream and users; its port stays the same over restarts."""
+    """A nats-server with JetStream and a token; its port stays the same over restarts."""
 
     service: Nats
 
     @property
     def url(self) -> str:
-        """Address of the server, with ROSE's own user."""
+        """Address of the server."""
         return self.service.url
 
 

@@ -27,7 +27,6 @@ from rose.commands import Commands, Request
 from rose.domain import jobs
 from rose.domain.catalogue import Event
 from rose.domain.files import AddFile
-from rose.domain.hyperparameter_requests import parse
 from rose.domain.hyperparameters import DataFacts, resolve
 from rose.domain.job_commands import CancelJob, CreateJob, PauseJob, ResumeJob
 from rose.domain.job_events import FilesValidated, JobQueued, RecoveryPointSaved, StepsReported
@@ -44,6 +43,7 @@ from rose.log.pool import Pool, open_pool
 from rose.log.read import read_stream
 from rose.settings import Settings, to_environment
 from tests.eventually import eventually
+from tests.hyperparameters import parse
 from tests.services import Server, private_folder
 from trainer import worker
 

@@ -22,12 +22,12 @@ from rose.language_models.locate import (
     TINY,
     LocatedBase,
     ModelNotAvailable,
+    check_base,
     hub_cache_folder,
     imported,
     is_built,
     locate,
     tiny_folder,
-    verify_fingerprint,
 )
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ Tell = Callable[[str], None]
 def fetch_base(base: BaseRequest, *, models: Path, offline: bool, tell: Tell) -> LocatedBase:
     """Return the requested base, complete and on this machine.
 
-    Raises: ModelNotAvailable when it cannot be had, or is not the one that the job goes on from.
+    Raises: ModelNotAvailable when it cannot be had; BaseChanged when the model to go on from was made with another.
     """
     revision = base.pinned.revision if base.pinned else None
     if base.source == TINY and revision is None and not is_built(tiny_folder(models)):
@@ -52,7 +52,8 @@ def fetch_base(base: BaseRequest, *, models: Path, offline: bool, tell: Tell) ->
     with _telling_growth(hub_cache_folder(base.source), tell):
         located = locate(base.source, revision=revision, models_dir=models, offline=offline)
     if base.pinned is not None:
-        verify_fingerprint(located, base.pinned)
+        made = f"the model '{base.parent.name}'" if base.parent else "what the job goes on from"
+        check_base(located, base.pinned, made)
     return located
 
 
@@ -91,9 +92,9 @@ def _fetch_smollm2(models: Path, tell: Tell) -> None:
             tell("download")
     try:
         answer("".join(lines))
+    except NoSpace:
+        raise
     except RoseError as error:
-        if error.code == NoSpace.default_code:
-            raise NoSpace(error.message, hint=error.hint) from error
         raise ModelNotAvailable(error.message, code=error.code, hint=error.hint) from error
 
 

@@ -13,7 +13,8 @@ from rose.language_models.load import choose_device, choose_dtype
 from trainer.protocol import RunSpec
 
 CPU_TOKEN_BUDGET = 2048
-"""Tokens per micro-batch on a CPU: over about 2k tokens nothing is gained there (TRAINING 8), memory only grows."""
+"""Tokens per micro-batch on a CPU: over about 2k tokens nothing is gained there, memory only grows:
+docs/hyperparameters.md, "How much goes through the model at once"."""
 ACCELERATOR_TOKEN_BUDGET = 16384
 """Where an accelerator starts; running out of memory halves it, which changes no gradient."""
 
@@ -98,12 +99,3 @@ def default_threads() -> int:
     """Return the usable cores minus one, which stays free for the API, and at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores - 1)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an allocation failed, on whatever device."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    # torch's CPU allocator and MPS raise a plain RuntimeError.
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)

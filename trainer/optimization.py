@@ -15,8 +15,9 @@ import torch
 
 from rose.domain.hyperparameters import Hyperparameters
 from rose.errors import RoseError
+from rose.language_models.load import is_out_of_memory
 from trainer.batches import Document, pack
-from trainer.hardware import Hardware, OutOfMemory, is_out_of_memory
+from trainer.hardware import Hardware, OutOfMemory
 from trainer.methods import Method
 from trainer.methods.sft import Forward
 from trainer.recovery import RunState

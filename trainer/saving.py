@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors
 import torch
 
-from rose.blobs import Blobs
+from rose.blobs import Blobs, no_space_as_error
 from rose.domain.artifacts import Artifact
 from rose.errors import NoSpace
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _HINT = "Delete files or models that are no longer needed."
 
 
@@ -40,15 +40,23 @@ def save_folder(
         )
     folder = blobs.temporary_folder(owner)
     try:
-        fill(folder)
-        return blobs.publish_folder(folder, relative)
-    except (OSError, safetensors.SafetensorError) as error:
-        # safetensors, unlike everybody else, has an error of its own for a failed write.
-        if getattr(error, "errno", None) in _FULL or "No space left" in str(error):
-            raise NoSpace(f"The disk that holds {blobs.root} is full.", hint=_HINT) from error
-        raise
+        with no_space_as_error(blobs.root), _as_system_errors():
+            fill(folder)
+            return blobs.publish_folder(folder, relative)
     finally:
         blobs.discard_folder(folder)
+
+
+@contextmanager
+def _as_system_errors() -> Generator[None]:
+    """Give a failed write of safetensors the system's number, which it has nowhere but in its text."""
+    try:
+        yield
+    except safetensors.SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), str(error)) from error
 
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:

@@ -51,8 +51,6 @@ LONGEST_RENEWAL_SECONDS = 10.0
 SECONDS_PER_BYTE = 1 / 100_000
 """Validation reports no steps: a large file gets this much more time than a phase."""
 RESULT_FILENAME = "step_metrics.csv"
-NO_SPACE = "no_space"
-"""Begins the reason of a pause that ends by itself when there is room again."""
 
 Outcome = Finished | Drained | Failed | ValidationPassed
 
@@ -133,7 +131,7 @@ class Supervision:
         try:
             command = await anyio.to_thread.run_sync(self._prepare)
         except NoSpace as error:
-            self._outcome = Failed(code=NO_SPACE, message=str(error))
+            self._outcome = Failed(code="no_space", message=str(error))
             return
         async with child_process.start(command, self.log_path, launch=self._launch) as child:
             log.info("%s: child %d, log %s", self._owned.name, child.pid, self.log_path)
@@ -292,7 +290,7 @@ class Supervision:
         except InvalidState as error:  # paused while the child finished: it finishes again once resumed
             await self._release(self._leave_reason, str(error))
         except NoSpace as error:
-            await self._release(NO_SPACE, f"{NO_SPACE}: {error}")
+            await self._release("no_space", str(error))
         except BlobMismatch as error:
             await self._release("crashed", str(error))
 
@@ -340,8 +338,8 @@ class Supervision:
 
     async def _fail(self, failed: Failed) -> None:
         message = clean(failed.message)
-        if failed.code == NO_SPACE:
-            await self._release(NO_SPACE, f"{NO_SPACE}: {message}")
+        if failed.code == NoSpace.default_code:
+            await self._release("no_space", message)
         elif failed.retryable:
             await self._release("crashed", f"{failed.code}: {message}")
         else:
@@ -373,9 +371,9 @@ class Supervision:
     async def _release(self, reason: ReleaseReason, detail: str) -> None:
         """Give the job back so that it is taken up again; after a failed attempt not at once."""
         free_in = 0.0
-        if reason == NO_SPACE and self._owned.lease.kind == "validation":
+        if reason == "no_space" and self._owned.lease.kind == "validation":
             free_in = SPACE_SECONDS
-        elif reason in ("crashed", "stalled", NO_SPACE):
+        elif reason in ("crashed", "stalled", "no_space"):
             free_in = BACKOFF_SECONDS[min(max(self._owned.state.attempts, 1), len(BACKOFF_SECONDS)) - 1]
         command = ReleaseRun(
             epoch=self._owned.lease.epoch,

@@ -17,11 +17,11 @@ from rose.domain.hyperparameters import LoraSettings
 from rose.domain.job_values import ParentModel
 from rose.errors import InvalidRequest
 from rose.language_models.adapters import merge_adapter_into, read_adapter
-from rose.language_models.load import load_model
-from rose.language_models.locate import FACTS_FILE, LocatedBase, locate
+from rose.language_models.load import is_out_of_memory, load_model
+from rose.language_models.locate import FACTS_FILE, LocatedBase, check_base, locate
 from rose.language_models.lora import LoraAdapter, attach
 from rose.language_models.template import load_tokenizer
-from trainer.hardware import Hardware, OutOfMemory, is_out_of_memory
+from trainer.hardware import Hardware, OutOfMemory
 from trainer.protocol import RunSpec
 from trainer.saving import bytes_of
 
@@ -59,18 +59,12 @@ class TrainedModel:
 def locate_base(spec: RunSpec) -> LocatedBase:
     """Find the base that the job was validated with.
 
-    Raises: ModelNotAvailable; InvalidRequest `base_changed` when its content is another by now.
+    Raises: ModelNotAvailable; BaseChanged when its content is another by now.
     """
     located = locate(
         spec.base.source, revision=spec.base.revision, models_dir=Path(spec.models_dir), offline=spec.hub_offline
     )
-    if located.fingerprint != spec.base.fingerprint:
-        raise InvalidRequest(
-            f"The base model {spec.base.source!r} has changed since the job was validated: its fingerprint is "
-            f"{located.fingerprint[:12]}, not {spec.base.fingerprint[:12]}.",
-            code="base_changed",
-            hint="Put the original model back, or create a new job.",
-        )
+    check_base(located, spec.base, f"the job {spec.job_id}")
     return located
 
 

@@ -19,7 +19,7 @@ from rose.domain.hyperparameters import DataFacts, Hyperparameters, LoraSettings
 from rose.domain.training_data import ChatExample, Problem, has_thought, read_examples
 from rose.errors import InvalidDataset, InvalidRequest, RoseError
 from rose.language_models.chat.caveats import SENTENCES
-from rose.language_models.locate import LocatedBase, ModelNotAvailable
+from rose.language_models.locate import BaseChanged, LocatedBase, ModelNotAvailable
 from rose.language_models.template import ChatTemplate, Rendering, load_template
 from trainer.child import failed, log_to_standard_error, open_channel, read_spec
 from trainer.fetching import Tell, fetch_base
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         channel.report(validate(spec, lambda phase: channel.report(PhaseChanged(phase=phase))))
     except RoseError as error:
-        channel.report(failed(error, param="model" if isinstance(error, ModelNotAvailable) else None))
+        channel.report(failed(error, param="model" if isinstance(error, (ModelNotAvailable, BaseChanged)) else None))
     return 0
 
 

@@ -12,7 +12,8 @@ from statistics import median
 import msgspec
 
 STEP_FACTOR = 10.0
-"""A step may take this many times the median step before the run counts as hung (DESIGN 4)."""
+"""A step may take this many times the median step before the run counts as hung: docs/operations.md,
+"A run hangs"."""
 REMEMBERED_STEPS = 64
 """Median over so many newest steps: enough to be calm, few enough to follow a change of the examples' length."""
 

@@ -34,7 +34,7 @@ from trainer import capabilities
 from trainer.capabilities import Capabilities
 from trainer.child_process import Launch
 from trainer.ownership import OwnedJob
-from trainer.supervision import NO_SPACE, Supervision
+from trainer.supervision import Supervision
 
 log = logging.getLogger(__name__)
 
@@ -268,7 +268,7 @@ class _Worker:
     async def _resume_when_there_is_space(self) -> None:
         """Queue jobs again that a full disk paused, once it has room for what they save; less and less often."""
         free = await anyio.to_thread.run_sync(self._blobs.free_bytes)
-        paused = await jobs_view.paused(self._pool, NO_SPACE)
+        paused = await jobs_view.paused(self._pool, "no_space")
         self._space_retries = {
             job_id: retry for job_id, retry in self._space_retries.items() if time.monotonic() < sum(retry)
         }

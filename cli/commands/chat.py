@@ -77,12 +77,12 @@ def chat(
 
 def newest_model(client: Client) -> str:
     """Return the name of the newest fine-tuned model. Raises: NotFound."""
-    tuned = [item for item in client.models() if item.get("job_id")]
+    tuned = [item for item in client.models() if item.job_id]
     if not tuned:
         raise NotFound(
             "There is no fine-tuned model yet.", hint="Name a model with --model; `rose models list` shows all."
         )
-    return max(tuned, key=lambda item: item["created"])["id"]
+    return max(tuned, key=lambda item: item.created).id
 
 
 def stream_answer(client: Client, body: dict[str, Any], common: Common) -> str:

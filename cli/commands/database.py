@@ -1,4 +1,4 @@
-"""`rose db …`, `rose projections …` and `rose events …`: for the person who runs ROSE, straight on its database."""
+"""What works straight on the database, for whoever runs ROSE: `rose db`, `projections`, `events`, `keys nats-users`."""
 
 from __future__ import annotations
 
@@ -158,20 +158,36 @@ def rebuild_stream(
         Log position to begin with.
     """
     from rose import relay
-    from rose.bus import Bus, without_password
+    from rose.bus import Bus
     from rose.errors import Unavailable
 
     async def work(pool: Pool, settings: Settings) -> None:
         async with Bus(settings.nats_url, token=settings.nats_token, name="rose cli") as bus:
             if not await bus.wait_connected(10.0):
-                raise Unavailable(
-                    f"No NATS answers at {without_password(settings.nats_url or '')}.",
-                    hint="Start ROSE with `rose up`, or set ROSE_NATS_URL.",
-                )
+                address = (settings.nats_url or "").rpartition("@")[2]  # without the password
+                hint = "Start ROSE with `rose up`, or set ROSE_NATS_URL."
+                raise Unavailable(f"No NATS answers at {address}.", hint=hint)
             await relay.rebuild_stream(pool, bus, settings, first_position=first_position)
 
     _on_database(work)
     common.output.line(f"The stream begins anew at position {first_position}; the relay fills it.")
+
+
+def nats_users(*, common: Common = COMMON) -> None:
+    """Print the users that a NATS server needs which ROSE does not run, for its configuration.
+
+    `rose up` tells its own NATS without being asked.
+    """
+    import time
+
+    from projections import keys
+    from rose.nats_readers import users
+
+    async def work(pool: Pool, settings: Settings) -> list[keys.NatsReader]:
+        return await keys.nats_readers(pool, int(time.time()))
+
+    readers = _on_database(work)
+    common.output.show(readers, lines=[f"{one}," for one in users(readers)] or ["# No key of NATS is in use."])
 
 
 def _on_database(work: Callable[[Pool, Settings], Awaitable[Answer]]) -> Answer:

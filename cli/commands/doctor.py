@@ -245,11 +245,10 @@ async def _examine_nats(settings: Settings) -> list[Finding]:
 
     import anyio
 
-    from rose.bus import without_password
-
     if settings.nats_url is None:
         return [Finding("events", "warn", "no NATS is given, so other services cannot follow", "set ROSE_NATS_URL")]
-    address, shown = urlsplit(settings.nats_url), without_password(settings.nats_url)
+    address = urlsplit(settings.nats_url)
+    shown = settings.nats_url.rpartition("@")[2]  # without the password
     try:
         with anyio.fail_after(5.0):
             stream = await anyio.connect_tcp(address.hostname or "127.0.0.1", address.port or 4222)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -15,6 +15,7 @@ from rose.errors import InvalidDataset, InvalidRequest, NotFound
 
 if TYPE_CHECKING:
     from cli.client import Client
+    from rose.api import schema
 
 MAX_SHOWN_PROBLEMS = 20
 _CHUNK_BYTES = 1 << 20
@@ -54,17 +55,14 @@ def upload(
         require_good_data(path, "nothing was uploaded")
     with common.client() as client:
         made = send(client, path, purpose, common.output)
-    common.output.show(made, identity=made["id"], lines=[f"File uploaded: {made['id']}"])
+    common.output.show(made, identity=made.id, lines=[f"File uploaded: {made.id}"])
 
 
 def list_files(*, common: Common = COMMON) -> None:
     """List files, newest first."""
     with common.client() as client:
         found = client.files()
-    rows = [
-        (item["id"], item["filename"], item["purpose"], size(item["bytes"]), moment(item["created_at"]))
-        for item in found
-    ]
+    rows = [(item.id, item.filename, item.purpose, size(item.bytes), moment(item.created_at)) for item in found]
     common.output.table(
         ("id", "name", "purpose", "size", "created"),
         rows,
@@ -83,7 +81,7 @@ def get(file: str, /, *, common: Common = COMMON) -> None:
     """
     with common.client() as client:
         found = client.file(client.resolve(file, "file_"))
-    common.output.show(found, identity=found["id"], lines=_lines(found))
+    common.output.show(found, identity=found.id, lines=_lines(found))
 
 
 def download(
@@ -126,7 +124,7 @@ def delete(file: str, /, *, common: Common = COMMON) -> None:
     """
     with common.client() as client:
         gone = client.delete_file(client.resolve(file, "file_"))
-    common.output.show(gone, identity=gone["id"], lines=[f"File deleted: {gone['id']}"])
+    common.output.show(gone, identity=gone.id, lines=[f"File deleted: {gone.id}"])
 
 
 def check(path: Path, /, *, common: Common = COMMON) -> None:
@@ -186,7 +184,7 @@ def require_good_data(path: Path, consequence: str) -> int:
     raise CheckedDataset(f"{path.name} has {count}; {consequence}", shown, hint=convert)
 
 
-def upload_once(client: Client, path: Path, output: Output) -> tuple[dict[str, Any], bool]:
+def upload_once(client: Client, path: Path, output: Output) -> tuple[schema.File, bool]:
     """Upload training data unless the server has a file of the same content; return it and whether it was there."""
     from cli.uploading import send
 
@@ -195,7 +193,7 @@ def upload_once(client: Client, path: Path, output: Output) -> tuple[dict[str, A
         while piece := content.read(_CHUNK_BYTES):
             digest.update(piece)
     for known in client.files():
-        if known.get("sha256") == digest.hexdigest() and known["purpose"] == "fine-tune":
+        if known.sha256 == digest.hexdigest() and known.purpose == "fine-tune":
             return known, True
     return send(client, path, "fine-tune", output), False
 
@@ -219,15 +217,15 @@ def write_whole(pieces: Iterator[bytes], to: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _lines(item: dict[str, Any]) -> list[str]:
+def _lines(item: schema.File) -> list[str]:
     lines = [
-        f"id        {item['id']}",
-        f"name      {item['filename']}",
-        f"purpose   {item['purpose']}",
-        f"size      {size(item['bytes'])} ({item['bytes']} bytes)",
-        f"status    {item['status']}",
-        f"created   {moment(item['created_at'])}",
+        f"id        {item.id}",
+        f"name      {item.filename}",
+        f"purpose   {item.purpose}",
+        f"size      {size(item.bytes)} ({item.bytes} bytes)",
+        f"status    {item.status}",
+        f"created   {moment(item.created_at)}",
     ]
-    if item.get("sha256"):
-        lines.append(f"sha256    {item['sha256']}")
+    if item.sha256:
+        lines.append(f"sha256    {item.sha256}")
     return lines

@@ -15,6 +15,7 @@ from rose.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from cli.client import Client
+    from rose.api import schema
 
 _LORA = Group("LoRA")
 
@@ -117,12 +118,12 @@ def create(
             "metadata": pairs,
         }
         job = client.create_job(_given(body))
-        common.output.show(job, identity=job["id"], lines=[f"Fine-tuning job created: {job['id']}"])
-        if job.get("waiting_for"):
-            common.output.talk(f"It waits: {job['waiting_for']}")
+        common.output.show(job, identity=job.id, lines=[f"Fine-tuning job created: {job.id}"])
+        if job.waiting_for:
+            common.output.talk(f"It waits: {job.waiting_for}")
         if watch_it:
-            return _watch(client, job["id"], common)
-        common.output.talk(f"Watch it with: rose finetune watch {job['id']}")
+            return _watch(client, job.id, common)
+        common.output.talk(f"Watch it with: rose finetune watch {job.id}")
     return 0
 
 
@@ -140,10 +141,7 @@ def list_jobs(
     """
     with common.client() as client:
         found = client.jobs(limit)
-    rows = [
-        (job["id"], job["status"], job["model"], job.get("fine_tuned_model") or "", moment(job["created_at"]))
-        for job in found
-    ]
+    rows = [(job.id, job.status, job.model, job.fine_tuned_model or "", moment(job.created_at)) for job in found]
     common.output.table(
         ("id", "status", "model", "fine-tuned model", "created"),
         rows,
@@ -162,7 +160,7 @@ def get(job: str, /, *, common: Common = COMMON) -> None:
     """
     with common.client() as client:
         found = client.job(client.resolve(job, "ftjob_"))
-    common.output.show(found, identity=found["id"], lines=job_lines(found))
+    common.output.show(found, identity=found.id, lines=job_lines(found))
 
 
 def events(
@@ -219,10 +217,10 @@ def checkpoints(job: str, /, *, common: Common = COMMON) -> None:
         found = client.checkpoints(client.resolve(job, "ftjob_"))
     rows = [
         (
-            item["fine_tuned_model_checkpoint"],
-            str(item["step_number"]),
-            _loss(item["metrics"]),
-            moment(item["created_at"]),
+            item.fine_tuned_model_checkpoint,
+            str(item.step_number),
+            _loss(item.metrics),
+            moment(item.created_at),
         )
         for item in found
     ]
@@ -265,7 +263,7 @@ def resume(job: str, /, *, common: Common = COMMON) -> None:
 def _change(job: str, verb: str, said: str, common: Common) -> None:
     with common.client() as client:
         changed = client.change_job(client.resolve(job, "ftjob_"), verb)
-    common.output.show(changed, identity=changed["id"], lines=[f"{said}: {changed['id']}"])
+    common.output.show(changed, identity=changed.id, lines=[f"{said}: {changed.id}"])
 
 
 def _watch(client: Client, job_id: str, common: Common) -> int:
@@ -283,13 +281,13 @@ def _detached(job_id: str, command: str, common: Common) -> int:
     return 130
 
 
-def _print_event(event: dict[str, Any], common: Common) -> None:
+def _print_event(event: schema.JobEvent, common: Common) -> None:
     if common.json:
         import msgspec
 
         common.output.piece(msgspec.json.encode(event).decode() + "\n")
     elif common.quiet:
-        common.output.piece(event["message"] + "\n")
+        common.output.piece(event.message + "\n")
     else:
         common.output.line(event_line(event))
 
@@ -304,8 +302,8 @@ def _file_id(client: Client, given: str, common: Common) -> str:
         return client.resolve(given, "file_")
     require_good_data(path, "nothing was uploaded")
     uploaded, known = upload_once(client, path, common.output)
-    common.output.talk(f"{'Already uploaded' if known else 'File uploaded'}: {uploaded['id']}")
-    return uploaded["id"]
+    common.output.talk(f"{'Already uploaded' if known else 'File uploaded'}: {uploaded.id}")
+    return uploaded.id
 
 
 def _model(given: str) -> str:

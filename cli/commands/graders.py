@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from cli.commands.files import require_file
 from cli.options import COMMON, Common
+from rose.api import schema
 from rose.errors import InvalidRequest
 
 
@@ -34,13 +35,15 @@ def run(
     item
         What `{{item.…}}` and `grade(sample, item)` get: a JSON object, or a file with one.
     """
-    body = {"grader": _object(grader), "model_sample": sys.stdin.read() if sample == "-" else sample}
-    if item is not None:
-        body["item"] = _item(item)
+    body = schema.RunGrader(
+        grader=_object(grader),
+        model_sample=sys.stdin.read() if sample == "-" else sample,
+        item=None if item is None else _item(item),
+    )
     with common.client() as client:
         found = client.run_grader(body)
-    common.output.show(found, identity=f"{found['reward']:g}", lines=_lines(found))
-    faults = list(_faults(found["metadata"]["errors"]))
+    common.output.show(found, identity=f"{found.reward:g}", lines=_lines(found))
+    faults = list(_faults(msgspec.to_builtins(found.metadata.errors)))
     if not common.json:
         for fault in faults:
             common.output.talk(fault)
@@ -56,17 +59,17 @@ def validate(grader: Path, /, *, common: Common = COMMON) -> None:
         A JSON file with the grader.
     """
     with common.client() as client:
-        found = client.validate_grader({"grader": _object(grader)})
-    name = found["grader"]["name"]
-    common.output.show(found, identity=name, lines=[f"{name} ({found['grader']['type']}) can be used."])
+        found = client.validate_grader(schema.ValidateGrader(grader=_object(grader)))
+    name = found.grader["name"]
+    common.output.show(found, identity=name, lines=[f"{name} ({found.grader['type']}) can be used."])
 
 
-def _lines(found: dict[str, Any]) -> Iterator[str]:
-    yield f"reward {found['reward']:g}"
-    for name, reward in found["sub_rewards"].items():
+def _lines(found: schema.GraderRun) -> Iterator[str]:
+    yield f"reward {found.reward:g}"
+    for name, reward in found.sub_rewards.items():
         yield f"  {name} {reward:g}"
-    for model, usage in found["model_grader_token_usage_per_model"].items():
-        yield f"tokens of {model}: {usage['prompt_tokens']} read, {usage['completion_tokens']} made"
+    for model, usage in found.model_grader_token_usage_per_model.items():
+        yield f"tokens of {model}: {usage.prompt_tokens} read, {usage.completion_tokens} made"
 
 
 def _faults(errors: dict[str, Any]) -> Iterator[str]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from cli.options import COMMON, Common
 from rose.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from rose.api import schema
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 32
@@ -56,10 +60,10 @@ def metrics(
             return
         whole = common.json and not points
         found = _joined(client.job_metrics(job_id, **wanted, **({} if whole else outline or {"points": GLANCE})))
-    rows = [_row(name, found["steps"], column) for name, column in found["series"].items() if _numbers(column)]
+    rows = [_row(name, found.steps, column) for name, column in found.series.items() if _numbers(column)]
     if sys.stdout.isatty():
         headings = ("series", "course", "first", "last", "lowest", "highest")
-        rows = [(row[0], sparkline(found["series"][row[0]]), *row[1:]) for row in rows]
+        rows = [(row[0], sparkline(found.series[row[0]]), *row[1:]) for row in rows]
     else:
         headings = ("series", "first", "last", "lowest", "highest")
     common.output.table(headings, rows, things=found, empty="Nothing has been measured yet.")
@@ -85,24 +89,22 @@ def _row(name: str, steps: Sequence[int], column: Column) -> tuple[str, ...]:
     return (name, _short(first), _short(last), *(f"{_short(value)} at step {step}" for value, step in (low, high)))
 
 
-def _csv(pages: Iterator[dict[str, Any]]) -> Iterator[str]:
+def _csv(pages: Iterator[schema.JobMetrics]) -> Iterator[str]:
     heading = True
     for page in pages:
         if heading:
-            yield ",".join(("step", *page["series"]))
+            yield ",".join(("step", *page.series))
             heading = False
-        for cells in zip(page["steps"], *page["series"].values(), strict=True):
+        for cells in zip(page.steps, *page.series.values(), strict=True):
             yield ",".join("" if cell is None else str(cell) for cell in cells)
 
 
-def _joined(pages: Iterator[dict[str, Any]]) -> dict[str, Any]:
+def _joined(pages: Iterator[schema.JobMetrics]) -> schema.JobMetrics:
     """Return all pages as one, in the API's shape."""
     found = next(pages)
     for page in pages:
-        found["steps"] += page["steps"]
-        for name, column in page["series"].items():
-            found["series"][name] += column
-        found["has_more"] = page["has_more"]
+        series = {name: column + page.series[name] for name, column in found.series.items()}
+        found = msgspec.structs.replace(found, steps=found.steps + page.steps, series=series, has_more=page.has_more)
     return found
 
 

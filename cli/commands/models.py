@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
+import msgspec
 from cyclopts import Parameter
 
 from cli.commands.chat import newest_model
@@ -23,10 +24,7 @@ def list_models(*, common: Common = COMMON) -> None:
     """List models."""
     with common.client() as client:
         found = client.models()
-    rows = [
-        (item["id"], item["owned_by"], item.get("job_id") or "", moment(item["created"]) if item["created"] else "")
-        for item in found
-    ]
+    rows = [(item.id, item.owned_by, item.job_id or "", moment(item.created) if item.created else "") for item in found]
     common.output.table(("model", "owner", "job", "created"), rows, things=found, empty="No models yet.")
 
 
@@ -40,7 +38,8 @@ def get(model: str, /, *, common: Common = COMMON) -> None:
     """
     with common.client() as client:
         found = client.model(_name(client, model))
-    common.output.show(found, identity=found["id"], lines=[f"{key:<12} {_text(value)}" for key, value in found.items()])
+    facts = msgspec.to_builtins(found)
+    common.output.show(found, identity=found.id, lines=[f"{key:<12} {_text(value)}" for key, value in facts.items()])
 
 
 def delete(model: str, /, *, common: Common = COMMON) -> None:
@@ -53,7 +52,7 @@ def delete(model: str, /, *, common: Common = COMMON) -> None:
     """
     with common.client() as client:
         gone = client.delete_model(_name(client, model))
-    common.output.show(gone, identity=gone["id"], lines=[f"Model deleted: {gone['id']}"])
+    common.output.show(gone, identity=gone.id, lines=[f"Model deleted: {gone.id}"])
 
 
 def download(

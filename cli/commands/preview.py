@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
+import msgspec
 from cyclopts import Parameter
 
 from cli.commands.files import require_file
 from cli.options import COMMON, Common
 from cli.output import Output
+from rose.api import schema
+from rose.domain.previews import Preview
 from rose.errors import InvalidRequest
 
 
@@ -41,45 +44,47 @@ def preview(
         Whether the model is asked to think first; auto: as a job on this file would train.
     """
     path = Path(file)
-    asked: dict[str, Any] = {"model": model, "line": line, "count": count, "thinking": thinking}
+    asked = schema.PreviewFile(model=model, line=line, count=count, thinking=thinking)
     with common.client() as client:
         if path.exists():
             require_file(path)
-            found = client.preview(None, {**asked, **_content(path, line, count, thinking)})
-            for shown in found["data"]:
-                shown["line"] += line - 1
+            found = client.preview(None, _content(path, asked))
+            data = [msgspec.structs.replace(shown, line=shown.line + line - 1) for shown in found.data]
+            found = msgspec.structs.replace(found, data=data)
         else:
             found = client.preview(client.resolve(file, "file_"), asked)
     common.output.show(found, lines=_lines(found, common.output))
 
 
-def _content(path: Path, line: int, count: int, thinking: str) -> dict[str, Any]:
-    """Return the wanted lines alone, and what the whole file says of thoughts."""
+def _content(path: Path, asked: schema.PreviewFile) -> schema.PreviewContent:
+    """Return only the lines that are shown, so that a large file is not sent whole."""
     from rose.domain.training_data import ChatExample, has_thought, read_examples
 
+    first, thinking = (asked.line or 1) - 1, asked.thinking
     with path.open("rb") as file:
-        wanted = list(islice(file, line - 1, line - 1 + count))
+        wanted = list(islice(file, first, first + (asked.count or 1)))
     if not wanted:
-        raise InvalidRequest(f"{path} has no line {line}.", code="invalid_value", param="line")
+        raise InvalidRequest(f"{path} has no line {first + 1}.", code="invalid_value", param="line")
     if thinking == "auto":
         with path.open("rb") as file:
             thinks = any(isinstance(item, ChatExample) and has_thought(item) for item in read_examples(file))
         thinking = "on" if thinks else "off"
-    return {"content": b"".join(wanted).decode("utf-8", "replace"), "line": 1, "thinking": thinking}
+    content = b"".join(wanted).decode("utf-8", "replace")
+    return schema.PreviewContent(model=asked.model, line=1, count=asked.count, thinking=thinking, content=content)
 
 
-def _lines(found: dict[str, Any], output: Output) -> Iterator[str]:
-    for shown in found["data"]:
-        if shown["problem"]:
-            yield f"line {shown['line']}: cannot be learned from: {shown['problem']}"
+def _lines(found: Preview, output: Output) -> Iterator[str]:
+    for shown in found.data:
+        if shown.problem:
+            yield f"line {shown.line}: cannot be learned from: {shown.problem}"
             continue
-        sequences = len(shown["sequences"])
-        cut = ", cut to the model's context" if shown["cut"] else ""
+        sequences = len(shown.sequences)
+        cut = ", cut to the model's context" if shown.cut else ""
         yield (
-            f"line {shown['line']}: {sequences} sequence{'s' if sequences != 1 else ''}, {shown['tokens']} tokens, "
-            f"{shown['learned_tokens']} learned, thinking {'on' if found['thinking'] else 'off'}{cut}"
+            f"line {shown.line}: {sequences} sequence{'s' if sequences != 1 else ''}, {shown.tokens} tokens, "
+            f"{shown.learned_tokens} learned, thinking {'on' if found.thinking else 'off'}{cut}"
         )
-        for pieces in shown["sequences"]:
+        for pieces in shown.sequences:
             yield ""
-            yield "".join(output.marked(piece["text"]) if piece["learned"] else piece["text"] for piece in pieces)
+            yield "".join(output.marked(piece.text) if piece.learned else piece.text for piece in pieces)
         yield ""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -106,20 +105,21 @@ def _run(client: Client, model: str, common: Common) -> int:
         for question, answer in _first_pairs(lesson.data):
             output.line(f"  {question} -> {answer}")
     file = client.upload(lesson.data, "fine-tune")
-    output.line(f"File uploaded: {file['id']}")
+    output.line(f"File uploaded: {file.id}")
     _headline(output, "2. Create a fine-tuning job")
-    job = client.create_job({"training_file": file["id"], "model": model, "suffix": "quickstart"})
-    output.line(f"Fine-tuning job created: {job['id']}")
+    job = client.create_job({"training_file": file.id, "model": model, "suffix": "quickstart"})
+    output.line(f"Fine-tuning job created: {job.id}")
     _headline(output, "3. Watch it train")
-    job = watch_job(client, job["id"], common)
-    if job["status"] != "succeeded":
+    job = watch_job(client, job.id, common)
+    if job.status != "succeeded":
         raise RoseError(
-            f"The job {job['id']} ended as {job['status']}.",
+            f"The job {job.id} ended as {job.status}.",
             code="quickstart_failed",
-            hint=f"What happened: rose finetune get {job['id']}; rose logs {job['id']}",
+            hint=f"What happened: rose finetune get {job.id}; rose logs {job.id}",
         )
     _headline(output, "4. Chat with base and result")
-    models = (model, job["fine_tuned_model"])
+    assert job.fine_tuned_model is not None, "a job that succeeded has a model"
+    models = (model, job.fine_tuned_model)
     for question in lesson.taught:
         _compare(client, question, models, output)
     output.line("\nAnd a question that was not in the file:" if lesson.taught else "None of this was in the file:")
@@ -163,15 +163,10 @@ def _start(settings: Settings, output: Output) -> bool:
     _headline(output, "Starting ROSE: Postgres, NATS, API, projections, trainer, inference")
 
     async def start() -> None:
-        await supervise.up(settings, detach=True, on_line=_quiet_next(output.line))
+        await supervise.up(settings, detach=True, on_line=output.line)
 
     anyio.run(start)
     return True
-
-
-def _quiet_next(say: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Leave out the advice on what to do next: quickstart does it."""
-    return lambda line: None if line.startswith("Next") else say(line)
 
 
 def _stop(settings: Settings, output: Output) -> None:

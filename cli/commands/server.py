@@ -17,6 +17,7 @@ from rose.errors import InvalidState, NotFound
 if TYPE_CHECKING:
     from rose.settings import Settings
 
+NEXT_STEP = "Next, in another terminal: rose upload training_data.jsonl"
 Service = Literal["api", "projections", "trainer", "inference"]
 
 
@@ -50,7 +51,7 @@ def up(
     output = Output()
 
     async def run() -> None:
-        await supervise.up(settings, detach=detach, on_line=output.line)
+        await supervise.up(settings, detach=detach, on_line=output.line, next_step=NEXT_STEP)
 
     anyio.run(run)
 

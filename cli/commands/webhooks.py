@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import msgspec
 from cyclopts import Parameter
 
 from cli.options import COMMON, Common
 from cli.output import moment
+from rose.api import schema
 from rose.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
@@ -39,20 +41,18 @@ def create(
     event
         Which end of a job is told; several times for several; default: each.
     """
-    body = {"name": name or target[:256], "url": target, "event_types": _types(event or ENDINGS)}
+    body = schema.CreateWebhookEndpoint(name=name or target[:256], url=target, event_types=_types(event or ENDINGS))
     with common.client() as client:
-        made = client.webhooks("POST", "", body)
-    lines = [f"Webhook endpoint created: {made['id']}", made["signing_secret"], KEEP_IT]
-    common.output.show(made, identity=made["signing_secret"], lines=lines)
+        made = client.create_webhook(body)
+    lines = [f"Webhook endpoint created: {made.id}", made.signing_secret, KEEP_IT]
+    common.output.show(made, identity=made.signing_secret, lines=lines)
 
 
 def list_webhooks(*, common: Common = COMMON) -> None:
     """List webhook endpoints, newest first."""
     with common.client() as client:
-        found = client.webhook_list()
-    rows = [
-        (one["id"], one["name"], one["url"], _events(one), one["status"], moment(one["created_at"])) for one in found
-    ]
+        found = client.webhooks()
+    rows = [(one.id, one.name, one.url, _events(one), one.status, moment(one.created_at)) for one in found]
     headings = ("endpoint", "name", "url", "events", "status", "created")
     common.output.table(headings, rows, things=found, empty="No webhook endpoints.")
 
@@ -66,8 +66,8 @@ def get(endpoint: str, /, *, common: Common = COMMON) -> None:
         Its id, a unique beginning of it, its name, or `last`.
     """
     with common.client() as client:
-        one = client.webhooks("GET", f"/{_resolve(client, endpoint)}")
-    common.output.show(one, identity=one["id"], lines=_lines(one))
+        one = client.webhook(_resolve(client, endpoint))
+    common.output.show(one, identity=one.id, lines=_lines(one))
 
 
 def update(
@@ -95,13 +95,15 @@ def update(
     enable
         Send events, or send nothing.
     """
-    body: dict[str, Any] = {"url": to, "name": name, "event_types": _types(event) if event else None}
-    if enable is not None:
-        body["status"] = "enabled" if enable else "disabled"
-    body = {key: value for key, value in body.items() if value is not None}
+    body = schema.UpdateWebhookEndpoint(
+        url=msgspec.UNSET if to is None else to,
+        name=msgspec.UNSET if name is None else name,
+        event_types=_types(event) if event else msgspec.UNSET,
+        status=msgspec.UNSET if enable is None else "enabled" if enable else "disabled",
+    )
     with common.client() as client:
-        one = client.webhooks("POST", f"/{_resolve(client, endpoint)}", body)
-    common.output.show(one, identity=one["id"], lines=_lines(one))
+        one = client.update_webhook(_resolve(client, endpoint), body)
+    common.output.show(one, identity=one.id, lines=_lines(one))
 
 
 def delete(endpoint: str, /, *, common: Common = COMMON) -> None:
@@ -113,8 +115,8 @@ def delete(endpoint: str, /, *, common: Common = COMMON) -> None:
         Its id, a unique beginning of it, its name, or `last`.
     """
     with common.client() as client:
-        gone = client.webhooks("DELETE", f"/{_resolve(client, endpoint)}")
-    common.output.show(gone, identity=gone["id"], lines=[f"Webhook endpoint deleted: {gone['id']}"])
+        gone = client.delete_webhook(_resolve(client, endpoint))
+    common.output.show(gone, identity=gone.id, lines=[f"Webhook endpoint deleted: {gone.id}"])
 
 
 def try_out(
@@ -134,9 +136,9 @@ def try_out(
         Which end of a job to make up.
     """
     with common.client() as client:
-        done = client.webhooks("POST", f"/{_resolve(client, endpoint)}/test", {"event_type": PREFIX + event})
-    status = done["status_code"]
-    common.output.show(done, identity=str(status), lines=[f"The receiver answered {status} to {done['event_type']}."])
+        done = client.test_webhook(_resolve(client, endpoint), PREFIX + event)
+    status = done.status_code
+    common.output.show(done, identity=str(status), lines=[f"The receiver answered {status} to {done.event_type}."])
     return 0 if 200 <= status < 300 else 1
 
 
@@ -156,46 +158,44 @@ def rotate_secret(
     keep_old
         The old secret signs, too, for 24 hours.
     """
-    body = {"keep_old_secret_active_for_24_hours": keep_old}
+    body = schema.RotateWebhookSecret(keep_old_secret_active_for_24_hours=keep_old)
     with common.client() as client:
-        made = client.webhooks("POST", f"/{_resolve(client, endpoint)}/rotate_secret", body)
+        made = client.rotate_webhook_secret(_resolve(client, endpoint), body)
     old = "The old secret signs, too, for 24 hours." if keep_old else "The old secret signs nothing any more."
-    common.output.show(made, identity=made["signing_secret"], lines=[made["signing_secret"], KEEP_IT, old])
+    common.output.show(made, identity=made.signing_secret, lines=[made.signing_secret, KEEP_IT, old])
 
 
 def _types(endings: list[Ending] | tuple[Ending, ...]) -> list[str]:
     return [PREFIX + one for one in dict.fromkeys(endings)]
 
 
-def _events(endpoint: dict[str, Any]) -> str:
-    return ",".join(one.removeprefix(PREFIX) for one in endpoint["event_types"])
+def _events(endpoint: schema.WebhookEndpoint) -> str:
+    return ",".join(one.removeprefix(PREFIX) for one in endpoint.event_types)
 
 
-def _lines(endpoint: dict[str, Any]) -> list[str]:
+def _lines(endpoint: schema.WebhookEndpoint) -> list[str]:
     lines = [
-        f"{endpoint['id']}  {endpoint['name']}",
-        f"  url      {endpoint['url']}",
+        f"{endpoint.id}  {endpoint.name}",
+        f"  url      {endpoint.url}",
         f"  events   {_events(endpoint)}",
-        f"  secret   {endpoint['signing_secret_hint']}",
-        f"  status   {endpoint['status']}",
+        f"  secret   {endpoint.signing_secret_hint}",
+        f"  status   {endpoint.status}",
     ]
-    if endpoint["disabled_reason"]:
+    if endpoint.disabled_reason:
         lines += [
-            f"  because  {endpoint['disabled_reason']}: {endpoint['disabled_detail']}",
-            f"  Switch it on again: rose webhooks update {endpoint['id']} --enable",
+            f"  because  {endpoint.disabled_reason}: {endpoint.disabled_detail}",
+            f"  Switch it on again: rose webhooks update {endpoint.id} --enable",
         ]
     return lines
 
 
 def _resolve(client: Client, given: str) -> str:
     """Return the id of the endpoint that is meant. Raises: NotFound; InvalidRequest when several fit."""
-    known = client.webhook_list()
+    known = client.webhooks()
     if given == "last" and known:
-        return known[0]["id"]
-    exact = [one["id"] for one in known if given in (one["id"], one["name"])]
-    fitting = exact or [
-        one["id"] for one in known if one["id"].removeprefix("whe_").startswith(given.removeprefix("whe_"))
-    ]
+        return known[0].id
+    exact = [one.id for one in known if given in (one.id, one.name)]
+    fitting = exact or [one.id for one in known if one.id.removeprefix("whe_").startswith(given.removeprefix("whe_"))]
     if len(fitting) > 1:
         raise InvalidRequest(
             f"{given!r} fits several webhook endpoints: {', '.join(fitting[:5])}.", code="ambiguous_id"

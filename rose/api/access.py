@@ -13,29 +13,33 @@ import time
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from litestar import Request
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
 from projections import keys as keys_view
-from rose.api.principal import NEEDS, NotAllowed, Principal
+from rose.api.principal import NEEDS, Principal
+from rose.api.receiving import drain
 from rose.api.services import services_of
 from rose.domain.keys import SCOPE_CLOSURE, SCOPES
-from rose.errors import NotAuthorised
+from rose.errors import LimitReached, NotAllowed, NotAuthorised
 from rose.settings import Settings
 
 PUBLIC = "public"
 """Marks a route that needs no key: `get(..., opt={PUBLIC: True})`."""
 
 
-class ForeignPage(NotAuthorised):
+class ForeignPage(NotAllowed):
     """A web page of another origin may not call this server."""
 
-    status = 403
     default_code = "foreign_page"
 
 
 async def check_access(connection: ASGIConnection, handler: BaseRouteHandler) -> None:  # type: ignore[type-arg]
-    """Let a call pass, with who calls in its state, or refuse it. Raises: NotAuthorised, NotAllowed, ForeignPage."""
+    """Let a call pass, with who calls in its state, or refuse it.
+
+    Raises: NotAuthorised, NotAllowed, ForeignPage, LimitReached.
+    """
     services = services_of(connection.app)
     if handler.opt.get(PUBLIC):
         return
@@ -50,6 +54,13 @@ async def check_access(connection: ASGIConnection, handler: BaseRouteHandler) ->
     else:
         _check_page(connection.headers.get("host", ""), connection.headers.get("origin"), services.settings)
         principal = Principal()
+    connection.scope["state"]["principal"] = principal
+    try:
+        services.limits.take_request(principal.project, connection.scope)
+    except LimitReached:
+        if isinstance(connection, Request):
+            await drain(connection.stream())
+        raise
     method = str(dict(connection.scope).get("method"))
     needed = handler.opt.get(NEEDS) or ("read" if method in ("GET", "HEAD") else "write")
     if needed not in principal.scopes:
@@ -57,7 +68,6 @@ async def check_access(connection: ASGIConnection, handler: BaseRouteHandler) ->
             f"This key has the scope {_widest(principal)}; {method} {connection.scope['path']} needs {needed}.",
             hint="Ask whoever administers this ROSE for another key.",
         )
-    connection.scope["state"]["principal"] = principal
 
 
 def _secret(authorization: str) -> str:

@@ -27,6 +27,7 @@ from rose.api import (
     permissions,
     preview,
     uploads,
+    usage,
     webhooks,
 )
 from rose.api.access import PUBLIC, check_access
@@ -40,6 +41,8 @@ MAX_BODY_BYTES = 16 << 20
 """Largest JSON body; uploads have a setting of their own."""
 EXPOSED_HEADERS = [
     *("x-request-id", "openai-processing-ms", "openai-version"),
+    *("retry-after", "retry-after-ms", "x-should-retry"),
+    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
     *("etag", "accept-ranges", "content-range", "content-disposition"),
 ]
 
@@ -69,6 +72,7 @@ def litestar_app(services: Services) -> Litestar:
         *models.HANDLERS,
         *organization.HANDLERS,
         *permissions.HANDLERS,
+        *usage.HANDLERS,
         *webhooks.HANDLERS,
         *chat.HANDLERS,
     ]
@@ -93,7 +97,13 @@ def litestar_app(services: Services) -> Litestar:
             ),
             security=[{"key": []}, {}],
             render_plugins=[JsonRenderPlugin(path="/")],
-            openapi_router=Router("/openapi.json", route_handlers=[], include_in_schema=False, opt={PUBLIC: True}),
+            openapi_router=Router(
+                documents.OPENAPI,
+                route_handlers=[],
+                include_in_schema=False,
+                opt={PUBLIC: True},
+                before_request=documents.refuse_below,
+            ),
         ),
         logging_config=None,
         debug=False,

@@ -14,62 +14,52 @@ import msgspec
 from litestar import Response
 from litestar.response import Stream
 
-from rose import leases
-from rose.api.body import check_values, read_object, require_text
+from rose.api.accounts import Account
+from rose.api.decoding import read_body
+from rose.api.engines import ask_engine
 from rose.api.errors import AnyRequest, error_json, path_of
 from rose.api.model_names import Base, Named, find_model
 from rose.api.principal import NEEDS, ThePrincipal
-from rose.api.routes import BOOLEAN, NUMBER, TEXT, WHOLE, listing, optional, post, record
+from rose.api.routes import post
 from rose.api.services import Services, TheServices
+from rose.decoding import check_values
 from rose.domain.job_values import BaseModel
-from rose.errors import InvalidRequest, NotFound, RoseError
-from rose.inference.request import Target, parse_request
+from rose.errors import NotFound, RoseError
+from rose.inference.client import says_something
+from rose.inference.request import ChatRequest, EngineRequest, Target, checked
+from rose.inference.wire import Counted
 
 Value = TypeVar("Value")
 
-CHAT_BODY = record(
-    ("model", "messages"),
-    model=TEXT,
-    messages=listing(record(("role",), role=TEXT, content=TEXT)),
-    temperature=optional(NUMBER),
-    top_p=optional(NUMBER),
-    max_tokens=optional(WHOLE),
-    max_completion_tokens=optional(WHOLE),
-    n=optional(WHOLE),
-    seed=optional(WHOLE),
-    stop=optional(listing(TEXT)),
-    stream=optional(BOOLEAN),
-)
 CLIENT_LEFT = 499
 """Status of an answer that nobody is there to read."""
 
 logger = logging.getLogger(__name__)
 
 
-@post("/v1/chat/completions", body=CHAT_BODY, other="text/event-stream", opt={NEEDS: "read"})
+@post("/v1/chat/completions", body=ChatRequest, other="text/event-stream", opt={NEEDS: "read"})
 async def create_chat_completion(
     request: AnyRequest, services: TheServices, principal: ThePrincipal
 ) -> Response[Any] | Stream:
     """Answer a conversation, in one piece or as the tokens are made."""
-    body = await read_object(request, nul_allowed=True)
-    model = require_text(body, "model")
-    check_values({"model": model})  # what is asked may hold a NUL; what is looked up may not
-    if "messages" not in body:
-        raise InvalidRequest(
-            "Missing required parameter: messages.", code="missing_required_parameter", param="messages"
-        )
-    named = await find_model(services, principal.project, model)
+    body = await read_body(request, ChatRequest, nul_allowed=True)
+    check_values({"model": body.model})  # what is asked may hold a NUL; what is looked up may not
+    named = await find_model(services, principal.project, body.model)
+    services.limits.require_tokens(principal.project, request.scope)
+    account = Account(services, principal.project, named.name, request.scope)
     target = target_of(named)
-    asking = {**body, "rose": msgspec.to_builtins(target)}
-    parsed = parse_request(msgspec.json.encode(asking))
-    engines = await leases.workers(services.pool, "inference")
-    url = services.engines.choose(engines, target.base.fingerprint)
-    if not parsed.stream:
-        answer = await unless_client_leaves(request, services.engines.complete(url, asking))
+    asking = {**msgspec.to_builtins(body), "rose": msgspec.to_builtins(target)}
+    checked(msgspec.convert(asking, EngineRequest))
+    if not body.stream:
+        asked = ask_engine(services, target.base.fingerprint, lambda url: services.engines.complete(url, asking))
+        answer = await unless_client_leaves(request, asked)
+        if answer is not None:
+            account.count_answer(answer)
         return Response(answer, status_code=200 if answer is not None else CLIENT_LEFT)
-    frames = _passed_on(services, url, asking)
     # Before the answer begins, so that a refusal is a status and not a broken stream.
-    if await unless_client_leaves(request, anext(frames)) is None:
+    begun = ask_engine(services, target.base.fingerprint, lambda url: _begun(services, url, asking, account))
+    frames = await unless_client_leaves(request, begun)
+    if frames is None:
         return Response(None, status_code=CLIENT_LEFT)
     return Stream(
         frames, media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -86,19 +76,46 @@ async def refuse_other_kinds(request: AnyRequest) -> None:
     )
 
 
-async def _passed_on(services: Services, url: str, asking: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-    """Yield nothing once the engine has accepted, then its data lines as frames.
+async def _begun(services: Services, url: str, asking: dict[str, Any], account: Account) -> AsyncGenerator[bytes, None]:
+    """Return the frames of an answer once its first token is there. Raises: as EngineClient.stream."""
+    frames = _passed_on(services, url, asking, account)
+    await anext(frames)
+    return frames
 
-    Leaving early closes the connection to the engine, which frees it.
+
+async def _passed_on(
+    services: Services, url: str, asking: dict[str, Any], account: Account
+) -> AsyncGenerator[bytes, None]:
+    """Yield nothing once the engine has made its first token, then its data lines as frames.
+
+    Leaving early closes the connection to the engine, which frees it. Raises: EngineGone before the first token only.
     """
-    async with services.engines.stream(url, asking) as lines:
-        yield b""
+    counted, sent = Counted(prompt_tokens=0, completion_tokens=None), 0
+
+    def note(news: Counted) -> None:
+        nonlocal counted
+        counted = news
+
+    async with services.engines.stream(url, asking, note) as lines:
+        head: list[str] = []  # what comes before the first token may come again from another engine
+        async for line in lines:
+            head.append(line)
+            if says_something(line):
+                break
         try:
+            yield b""
+            for line in head:
+                yield f"data: {line}\n\n".encode()
+                sent += 1
             async for line in lines:
                 yield f"data: {line}\n\n".encode()
+                sent += 1
         except RoseError as error:
             logger.warning("a completion broke off: %s", error)
             yield b"data: " + error_json(error) + b"\n\n"
+        finally:  # of an answer that broke off it is known only how many pieces the client got
+            made = sent if counted.completion_tokens is None else counted.completion_tokens
+            account.count(counted.prompt_tokens, made)
 
 
 async def unless_client_leaves(request: AnyRequest, work: Awaitable[Value]) -> Value | None:

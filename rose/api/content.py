@@ -23,34 +23,21 @@ from litestar.openapi.spec import Parameter
 from litestar.params import FromPath
 from litestar.response import Stream
 
-from rose.api.errors import AnyRequest, ErrorAnswer, answer
+from rose.api.errors import AnyRequest, answer
 from rose.api.files import usable
 from rose.api.principal import ThePrincipal
 from rose.api.routes import TEXT, get
+from rose.api.schema import ErrorAnswer
 from rose.api.services import Services, TheServices
 from rose.blobs import BlobMismatch
 from rose.domain.artifacts import Artifact
-from rose.errors import InvalidRequest
+from rose.errors import PreconditionFailed, RangeNotSatisfiable
 
 READ_BYTES = 1 << 18
 BINARY = "application/octet-stream"
 _RANGE = re.compile(r"(?P<first>\d{0,18})-(?P<last>\d{0,18})", re.ASCII)
 """One range; a longer number than any file has bytes makes it another syntax."""
 _TAG = re.compile(r'(?:W/)?"[^"]*"')
-
-
-class PreconditionFailed(InvalidRequest):
-    """The file has another content than the one that was asked for."""
-
-    status = 412
-    default_code = "precondition_failed"
-
-
-class RangeNotSatisfiable(InvalidRequest):
-    """The file has no byte in the range that was asked for."""
-
-    status = 416
-    default_code = "range_not_satisfiable"
 
 
 class ByteRange(msgspec.Struct, frozen=True):

@@ -16,8 +16,10 @@ from openapi_ui_bundles import swagger_ui
 
 from rose import asyncapi
 from rose.api.access import PUBLIC
+from rose.api.errors import AnyRequest, path_of
 from rose.api.routes import get
 
+OPENAPI = "/openapi.json"
 KINDS = {"css": "text/css", "js": "text/javascript", "png": "image/png"}
 VENDORED = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
 POLICY = {
@@ -60,6 +62,15 @@ START = """SwaggerUIBundle({
   validatorUrl: null,
 });
 """
+
+
+def refuse_below(request: AnyRequest) -> None:
+    """Refuse what lies below the document, where Litestar would answer with a page of its own and the document again.
+
+    Raises: NotFoundException.
+    """
+    if path_of(request).rstrip("/") != OPENAPI:
+        raise NotFoundException()
 
 
 @get("/docs", opt={PUBLIC: True}, include_in_schema=False)

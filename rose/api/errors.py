@@ -19,46 +19,22 @@ from litestar.exceptions import (
     SerializationException,
 )
 
+from rose.api.schema import ErrorAnswer, ErrorBody
 from rose.errors import (
-    Conflict,
     InvalidRequest,
     MethodNotSupported,
-    NoSpace,
     NotFound,
     RoseError,
     TooLarge,
     Unavailable,
+    error_of,
 )
-from rose.inference.generation import EngineBusy
 
 logger = logging.getLogger(__name__)
 
 AnyRequest = Request[Any, Any, Any]
-RETRY_AFTER_SECONDS = 2
-
-
-class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What went wrong; all keys are always there."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-    hint: str | None
-    """ROSE: what helps, alone; `message` ends with it, too."""
-
-
-class ErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of every answer that is not a success."""
-
-    error: ErrorBody
-
-
-class SlowRequest(InvalidRequest):
-    """The rest of the request did not come in time."""
-
-    status = 408
-    default_code = "request_timeout"
+CLIENT_LEFT = "client_left"
+"""True in a request's state once its client has gone (rose/api/transport.py); Litestar says it only in prose."""
 
 
 def path_of(request: AnyRequest) -> str:
@@ -72,26 +48,28 @@ def error_json(error: RoseError) -> bytes:
     return msgspec.json.encode(ErrorAnswer(error=body))
 
 
-def answer(error: RoseError) -> Response[bytes]:
-    """Return the response for `error`.
-
-    A lost race answers 503, not 409: the SDK would repeat a 409 silently. What a retry cannot mend says so.
-    """
+def headers_of(error: RoseError) -> dict[str, str]:
+    """Return the headers that say whether and when to ask again."""
     headers: dict[str, str] = {}
-    status = error.status
-    if isinstance(error, Conflict):
-        status = Unavailable.status
-    if status == Unavailable.status:
-        wait = error.retry_after_seconds if isinstance(error, EngineBusy) else RETRY_AFTER_SECONDS
-        headers["retry-after"] = str(math.ceil(wait))
-    if isinstance(error, NoSpace):
-        headers["x-should-retry"] = "false"
-    return Response(error_json(error), status_code=status, media_type="application/json", headers=headers)
+    if error.retry_after_seconds is not None:
+        headers["retry-after"] = str(math.ceil(error.retry_after_seconds))
+        if error.retry_after_seconds % 1:
+            headers["retry-after-ms"] = str(math.ceil(error.retry_after_seconds * 1000))
+    if error.should_retry is not None:
+        headers["x-should-retry"] = "true" if error.should_retry else "false"
+    return headers
+
+
+def answer(error: RoseError) -> Response[bytes]:
+    """Return the response for `error`."""
+    return Response(
+        error_json(error), status_code=error.status, media_type="application/json", headers=headers_of(error)
+    )
 
 
 def handle_rose_error(request: AnyRequest, error: RoseError) -> Response[bytes]:
     """Answer an error that ROSE raised on purpose."""
-    if error.status == 500 and not isinstance(error, Conflict):
+    if error.status == RoseError.status:
         logger.error("request %s failed: %s", path_of(request), error, exc_info=error)
     return answer(error)
 
@@ -99,7 +77,7 @@ def handle_rose_error(request: AnyRequest, error: RoseError) -> Response[bytes]:
 def handle_framework_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
     """Answer what Litestar itself refuses: unknown route, method, size, parameters."""
     if isinstance(error, InternalServerException):
-        if "disconnected" in error.detail:
+        if request.scope["state"].get(CLIENT_LEFT):
             logger.info("the client of %s %s left before its request was complete", request.method, path_of(request))
             return Response(b"", status_code=499, media_type="application/json")
         return handle_unexpected(request, error)
@@ -130,18 +108,16 @@ def _translate(request: AnyRequest, error: HTTPException) -> RoseError:
         )
     if isinstance(error, MethodNotAllowedException):
         return MethodNotSupported(f"{path_of(request)} does not take {request.method}.")
-    if error.status_code == 413:
+    if error.status_code == TooLarge.status:
         return TooLarge("The request body is too large.")
     if isinstance(error, SerializationException):
         return InvalidRequest("The request body is not valid JSON.", code="invalid_json")
-    wrapped = InvalidRequest(error.detail)
+    kind = error_of(error.status_code, None)
     details: Any = error.extra
     if isinstance(details, list) and details and isinstance(details[0], dict):
         first: dict[str, Any] = details[0]
-        wrapped = InvalidRequest(str(first.get("message", error.detail)), param=first.get("key"))
-    if 400 <= error.status_code < 500:
-        wrapped.status = error.status_code
-    return wrapped
+        return kind(str(first.get("message", error.detail)), param=first.get("key"))
+    return kind(error.detail)
 
 
 EXCEPTION_HANDLERS: Any = {

@@ -17,6 +17,7 @@ from anyio.lowlevel import checkpoint
 
 from projections import job_events as job_events_view
 from rose.api import wire
+from rose.api.limits import Slot
 from rose.api.services import Services
 from rose.domain import job_events
 from rose.domain.job_events import JobCancelled, JobFailed, JobSucceeded
@@ -49,10 +50,10 @@ async def is_complete(services: Services, state: JobState, cursor: Cursor | None
     return not newest.entries or newest.entries[0].message.id <= event_id(*cursor)
 
 
-async def frames(services: Services, job_id: str, cursor: Cursor | None) -> AsyncIterator[bytes]:
+async def frames(services: Services, job_id: str, cursor: Cursor | None, slot: Slot) -> AsyncIterator[bytes]:
     """Yield the frames behind `cursor` (all without one), oldest first, until the job ends or the server stops.
 
-    Those that are there at the same time come together.
+    Those that are there at the same time come together. `slot` is the stream's place, held until it ends.
     """
     tailer = services.tailer
     stream_id = f"job/{job_id}"

@@ -3,49 +3,41 @@
 from __future__ import annotations
 
 import time
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import anyio.to_thread
 import msgspec
 from litestar import Response
-from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import FromPath
+from msgspec import UNSET
 
 from projections import files as files_view
-from rose.api import wire
+from projections.damage import DamagedRow
+from rose.api import schema, wire
 from rose.api.asking import asked, stored_answer
-from rose.api.body import check_values, query_choice, query_page
+from rose.api.decoding import read_query
 from rose.api.errors import AnyRequest
 from rose.api.multipart import Upload, read_upload
 from rose.api.principal import ThePrincipal
 from rose.api.receiving import (
     FORM_OVERHEAD_BYTES,
-    PURPOSES,
-    check_lifetime,
-    check_purpose,
     clean_filename,
     drain,
     in_time,
 )
-from rose.api.routes import AFTER, BINARY, TEXT, choice, delete, get, limit, post, record, text
+from rose.api.routes import delete, get, post
 from rose.api.services import Services, TheServices
 from rose.blobs import TemporaryBlob
+from rose.decoding import check_values, convert
 from rose.domain.files import AddFile, FileState
-from rose.errors import InvalidRequest, TooLarge
+from rose.errors import InvalidRequest, LimitReached, TooLarge
 from rose.ids import new_id
 from rose.missing import missing_file
-
-MAX_LISTED = 10_000
-UPLOAD_FORM = record(
-    ("file", "purpose"),
-    file=BINARY,
-    purpose=Schema(type=OpenAPIType.STRING, enum=list(PURPOSES)),
-    **{"expires_after[anchor]": TEXT, "expires_after[seconds]": TEXT},
-)
+from rose.quotas import require_bytes
 
 
-@post("/v1/files", answer=wire.File, form=UPLOAD_FORM, request_max_body_size=None)
+@post("/v1/files", answer=schema.File, form=schema.FileForm, request_max_body_size=None)
 async def create_file(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> Response[Any]:
     """Store an upload. What is cut off or refused leaves nothing behind."""
     settings = services.settings
@@ -57,6 +49,12 @@ async def create_file(request: AnyRequest, services: TheServices, principal: The
             hint="Send it in parts (POST /v1/uploads), or let the server's setting max_upload_bytes allow more.",
         )
     await anyio.to_thread.run_sync(services.blobs.require_space, announced, settings.min_free_bytes)
+    at_least = max(announced - FORM_OVERHEAD_BYTES, 0)
+    try:
+        await require_bytes(services.pool, principal.project, at_least, settings.max_project_bytes)
+    except LimitReached:
+        await drain(request.stream())
+        raise
     blob = await anyio.to_thread.run_sync(services.blobs.open_temporary, "upload")
     try:
         filename, purpose, lifetime = await _receive(request, settings.max_upload_bytes, blob)
@@ -118,11 +116,12 @@ async def _publish(
     try:
         asking, answered = await asked(request, services, content)
         if answered is None:
-            outcome = await services.commands.add_file(command, asking, respond=_encoded)
+            most = services.settings.max_project_bytes
+            outcome = await services.commands.add_file(command, asking, respond=_encoded, most_bytes=most)
             if not outcome.replayed:
                 return Response(wire.file(outcome.state), status_code=200)
             answered = outcome.response or _encoded(outcome.state)
-    except InvalidRequest:
+    except (InvalidRequest, LimitReached):
         await anyio.to_thread.run_sync(services.blobs.delete, path)
         raise
     # Only here and above is it certain that no event names the blob; after an unknown outcome the sweeper decides.
@@ -130,41 +129,35 @@ async def _publish(
     return stored_answer(answered)
 
 
-@get(
-    "/v1/files",
-    queries=(
-        limit(MAX_LISTED, MAX_LISTED),
-        AFTER,
-        choice("order", ("asc", "desc"), "By creation; newest first is the default."),
-        text("purpose", "Only files of this purpose."),
-    ),
-)
-async def list_files(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> wire.Listing[wire.File]:
+@get("/v1/files", query=schema.FilesQuery)
+async def list_files(
+    request: AnyRequest, services: TheServices, principal: ThePrincipal
+) -> schema.Listing[schema.File]:
     """List the files that can be used, newest first unless `order=asc`."""
-    page = query_page(request, default=MAX_LISTED, maximum=MAX_LISTED)
-    order = query_choice(request, "order", ("asc", "desc"), "desc")
-    purpose = request.query_params.get("purpose") or None
-    check_values({"after": page.after, "purpose": purpose})
+    query = read_query(request, schema.FilesQuery)
     found = await files_view.page(
         services.pool,
         principal.project,
-        limit=page.limit,
+        limit=query.limit,
         now=int(time.time()),
-        after=page.after,
-        purpose=purpose,
-        order=cast(files_view.Order, order),
+        after=query.after or None,
+        purpose=query.purpose or None,
+        order=query.order,
     )
     data = [wire.file(state) for state in found.entries]
     return wire.listing(data, has_more=found.has_more, none="")
 
 
 @get("/v1/files/{file_id:str}")
-async def get_file(services: TheServices, principal: ThePrincipal, file_id: FromPath[str]) -> wire.File:
+async def get_file(services: TheServices, principal: ThePrincipal, file_id: FromPath[str]) -> schema.File:
     """Describe one file."""
-    return wire.file(await usable(services, principal.project, file_id))
+    try:
+        return wire.file(await usable(services, principal.project, file_id))
+    except DamagedRow as error:
+        return wire.file(error.remains)
 
 
-@delete("/v1/files/{file_id:str}", answer=wire.Deleted)
+@delete("/v1/files/{file_id:str}", answer=schema.Deleted)
 async def delete_file(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, file_id: FromPath[str]
 ) -> Response[Any]:
@@ -173,13 +166,13 @@ async def delete_file(
     if answered is not None:
         return stored_answer(answered)
     await usable(services, principal.project, file_id)
-    gone = wire.Deleted(id=file_id, object="file")
+    gone = schema.Deleted(id=file_id, object="file")
     await services.commands.delete_file(file_id, int(time.time()), asking, respond=lambda _: msgspec.json.encode(gone))
     return Response(gone, status_code=200)
 
 
 async def usable(services: Services, project: str, file_id: str) -> FileState:
-    """Return the project's file. Raises: NotFound."""
+    """Return the project's file. Raises: NotFound, DamagedRow."""
     check_values({"id": file_id})
     state = await files_view.get(services.pool, project, file_id, now=int(time.time()))
     if state is None:
@@ -194,33 +187,23 @@ def _encoded(state: FileState) -> bytes:
 def _check(upload: Upload) -> tuple[str, str, int | None]:
     """Return file name, purpose and lifetime in seconds. Raises: InvalidRequest naming the field."""
     check_values(upload.fields)
-    purpose = check_purpose(upload.fields.get("purpose", ""))
-    if upload.filename is None:
-        raise InvalidRequest("Missing required parameter: file.", code="missing_required_parameter", param="file")
-    filename = clean_filename(upload.filename, purpose, "file")
-    if upload.bytes == 0:
-        raise InvalidRequest(f"The file {filename!r} is empty.", code="empty_file", param="file")
-    return filename, purpose, _lifetime(upload.fields)
-
-
-def _lifetime(fields: dict[str, str]) -> int | None:
-    if "expires_after" in fields:
+    if "expires_after" in upload.fields:
         raise InvalidRequest(
             "expires_after is two fields of a form: expires_after[anchor] and expires_after[seconds].",
             code="invalid_type",
             param="expires_after",
         )
-    anchor = fields.get("expires_after[anchor]")
-    seconds = fields.get("expires_after[seconds]")
-    if anchor is None and seconds is None:
-        return None
-    usable = seconds is not None and seconds.isascii() and seconds.isdigit() and len(seconds) < 10
-    return check_lifetime(
-        anchor,
-        int(seconds or 0) if usable else None,
-        anchor_param="expires_after[anchor]",
-        seconds_param="expires_after[seconds]",
-    )
+    given = upload.fields if upload.filename is None else {**upload.fields, "file": upload.filename}
+    form = convert(given, schema.FileForm, texts=True)
+    filename = clean_filename(form.file, form.purpose, "file")
+    if upload.bytes == 0:
+        raise InvalidRequest(f"The file {filename!r} is empty.", code="empty_file", param="file")
+    if (form.anchor is UNSET) != (form.seconds is UNSET):
+        lacking = "expires_after[anchor]" if form.anchor is UNSET else "expires_after[seconds]"
+        raise InvalidRequest(
+            f"Missing required parameter: {lacking}.", code="missing_required_parameter", param=lacking
+        )
+    return filename, form.purpose, None if form.seconds is UNSET else form.seconds
 
 
 HANDLERS = (create_file, list_files, get_file, delete_file)

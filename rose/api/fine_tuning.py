@@ -14,16 +14,17 @@ from litestar.response import Stream
 from projections import checkpoints as checkpoints_view
 from projections import job_events as job_events_view
 from projections import jobs as jobs_view
-from rose.api import wire
+from rose.api import schema, wire
 from rose.api.asking import asked, stored_answer
-from rose.api.body import check_values, query_page, read_object
-from rose.api.create_job import CREATE_BODY, read_create_job
+from rose.api.creating import ELSEWHERE, job_command
+from rose.api.decoding import read_body, read_query
 from rose.api.errors import AnyRequest
 from rose.api.event_stream import Cursor, frames, is_complete
 from rose.api.principal import ThePrincipal
-from rose.api.routes import AFTER, choice, get, limit, post
+from rose.api.routes import get, post
 from rose.api.services import Services, TheServices
 from rose.api.waiting import waiting_for
+from rose.decoding import check_values
 from rose.domain.job_commands import CancelJob, PauseJob, ResumeJob
 from rose.domain.jobs import JobState
 from rose.domain.messages import parse_event_id
@@ -34,45 +35,46 @@ from rose.missing import missing_job
 MAX_JOBS_LISTED = 100
 MAX_EVENTS_LISTED = 1000
 MAX_CHECKPOINTS_LISTED = 100
-YES, NO = ("true", "True", "1"), ("false", "False", "0")
+YES = ("true", "True", "1")
 
 
-@post("/v1/fine_tuning/jobs", answer=wire.Job, body=CREATE_BODY)
+@post("/v1/fine_tuning/jobs", answer=schema.Job, body=schema.CreateJob)
 async def create_job(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> Response[Any]:
     """Create a job; it is validated and trained by whichever trainer claims it."""
-    body = await read_object(request)
+    body = await read_body(request, schema.CreateJob, elsewhere=ELSEWHERE)
     asking, answered = await asked(request, services, await request.body())
     if answered is not None:
         return stored_answer(answered)
-    command = await read_create_job(services, principal.project, body)
+    command = await job_command(services, principal.project, body)
     await _require_space(services)
-    outcome = await services.commands.create_job(command, asking, respond=_encoded)
+    outcome = await services.commands.create_job(
+        command, asking, respond=_encoded, most_unfinished=services.settings.max_project_jobs
+    )
     if outcome.replayed and outcome.response is not None:
         return stored_answer(outcome.response)
     return await _answer(services, outcome.state)
 
 
-@get("/v1/fine_tuning/jobs", queries=(limit(20, MAX_JOBS_LISTED), AFTER))
-async def list_jobs(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> wire.Listing[wire.Job]:
+@get("/v1/fine_tuning/jobs", query=schema.JobsQuery)
+async def list_jobs(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> schema.Listing[schema.Job]:
     """List jobs, newest first; `metadata[key]=value` selects, `metadata=null` selects those without metadata."""
-    page = query_page(request, default=20, maximum=MAX_JOBS_LISTED, clamp=True)
+    query = read_query(request, schema.JobsQuery)
     wanted = {
         name[len("metadata[") : -1]: value
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
     }
-    check_values({"after": page.after, "metadata": wanted})
-    if request.query_params.get("metadata") not in (None, "", "null"):
+    if query.metadata not in ("", "null"):
         raise InvalidRequest(
             "metadata takes only null; metadata[KEY]=VALUE selects by a pair.", code="invalid_value", param="metadata"
         )
     found = await jobs_view.newest_first(
         services.pool,
         principal.project,
-        limit=page.limit,
-        after=page.after,
+        limit=min(query.limit, MAX_JOBS_LISTED),
+        after=query.after or None,
         metadata=wanted or None,
-        without_metadata=request.query_params.get("metadata") == "null",
+        without_metadata=query.metadata == "null",
     )
     waits = await waiting_for(services, principal.project, found.entries)
     now = time.time()
@@ -81,12 +83,12 @@ async def list_jobs(request: AnyRequest, services: TheServices, principal: ThePr
 
 
 @get("/v1/fine_tuning/jobs/{job_id:str}")
-async def get_job(services: TheServices, principal: ThePrincipal, job_id: FromPath[str]) -> wire.Job:
+async def get_job(services: TheServices, principal: ThePrincipal, job_id: FromPath[str]) -> schema.Job:
     """Describe one job."""
     return await _described(services, await _existing(services, principal.project, job_id))
 
 
-@post("/v1/fine_tuning/jobs/{job_id:str}/cancel", answer=wire.Job)
+@post("/v1/fine_tuning/jobs/{job_id:str}/cancel", answer=schema.Job)
 async def cancel_job(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, job_id: FromPath[str]
 ) -> Response[Any]:
@@ -94,7 +96,7 @@ async def cancel_job(
     return await _change(request, services, principal.project, job_id, CancelJob(at=int(time.time())))
 
 
-@post("/v1/fine_tuning/jobs/{job_id:str}/pause", answer=wire.Job)
+@post("/v1/fine_tuning/jobs/{job_id:str}/pause", answer=schema.Job)
 async def pause_job(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, job_id: FromPath[str]
 ) -> Response[Any]:
@@ -102,7 +104,7 @@ async def pause_job(
     return await _change(request, services, principal.project, job_id, PauseJob(at=int(time.time())))
 
 
-@post("/v1/fine_tuning/jobs/{job_id:str}/resume", answer=wire.Job)
+@post("/v1/fine_tuning/jobs/{job_id:str}/resume", answer=schema.Job)
 async def resume_job(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, job_id: FromPath[str]
 ) -> Response[Any]:
@@ -112,42 +114,42 @@ async def resume_job(
 
 @get(
     "/v1/fine_tuning/jobs/{job_id:str}/events",
-    answer=wire.Listing[wire.JobEvent],
+    answer=schema.Listing[schema.JobEvent],
     other="text/event-stream",
-    queries=(
-        limit(20, MAX_EVENTS_LISTED),
-        AFTER,
-        choice("stream", (*YES, *NO), "Server-sent events, oldest first, until the job ends."),
-    ),
+    query=schema.JobEventsQuery,
 )
 async def list_events(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, job_id: FromPath[str]
 ) -> Response[Any] | Stream:
     """List a job's events, newest first, or stream them with `?stream=true` or `Accept: text/event-stream`."""
+    query = read_query(request, schema.JobEventsQuery)
     state = await _existing(services, principal.project, job_id)
-    if _wants_stream(request):
-        return await _stream_events(request, services, state)
-    page = query_page(request, default=20, maximum=MAX_EVENTS_LISTED, clamp=True)
+    if query.stream in YES or (
+        query.stream is msgspec.UNSET and "text/event-stream" in request.headers.get("accept", "")
+    ):
+        return await _stream_events(request, services, state, query.after)
     try:
-        after = await _cursor(services, job_id, page.after) if page.after else None
+        after = await _cursor(services, job_id, query.after) if query.after else None
     except InvalidRequest:
-        return Response(wire.listing(list[wire.JobEvent](), has_more=False), status_code=200)
-    found = await job_events_view.newest_first(services.pool, job_id, limit=page.limit, after=after)
+        return Response(wire.listing(list[schema.JobEvent](), has_more=False), status_code=200)
+    found = await job_events_view.newest_first(
+        services.pool, job_id, limit=min(query.limit, MAX_EVENTS_LISTED), after=after
+    )
     data = [wire.job_event(one.message, int(one.recorded_at.timestamp())) for one in found.entries]
     return Response(wire.listing(data, has_more=found.has_more), status_code=200)
 
 
-@get("/v1/fine_tuning/jobs/{job_id:str}/checkpoints", queries=(limit(10, MAX_CHECKPOINTS_LISTED), AFTER))
+@get("/v1/fine_tuning/jobs/{job_id:str}/checkpoints", query=schema.JobCheckpointsQuery)
 async def list_checkpoints(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, job_id: FromPath[str]
-) -> wire.Listing[wire.JobCheckpoint]:
+) -> schema.Listing[schema.JobCheckpoint]:
     """List a job's checkpoints, newest first."""
+    query = read_query(request, schema.JobCheckpointsQuery)
     await _existing(services, principal.project, job_id)
-    page = query_page(request, default=10, maximum=MAX_CHECKPOINTS_LISTED, clamp=True)
-    check_values({"after": page.after})
-    made = await checkpoints_view.newest_first(services.pool, job_id, limit=page.limit + 1, after=page.after)
-    data = [wire.checkpoint(one) for one in made[: page.limit]]
-    return wire.listing(data, has_more=len(made) > page.limit)
+    limit = min(query.limit, MAX_CHECKPOINTS_LISTED)
+    made = await checkpoints_view.newest_first(services.pool, job_id, limit=limit + 1, after=query.after or None)
+    data = [wire.checkpoint(one) for one in made[:limit]]
+    return wire.listing(data, has_more=len(made) > limit)
 
 
 async def _change(
@@ -163,24 +165,17 @@ async def _change(
     return await _answer(services, outcome.state)
 
 
-async def _stream_events(request: AnyRequest, services: Services, state: JobState) -> Response[Any] | Stream:
-    cursor = await _resumed_from(request, services, state.id)
+async def _stream_events(
+    request: AnyRequest, services: Services, state: JobState, after: str
+) -> Response[Any] | Stream:
+    cursor = await _resumed_from(request, services, state.id, after)
     if await is_complete(services, state, cursor):
         return Response(None, status_code=204)
     return Stream(
-        frames(services, state.id, cursor),
+        frames(services, state.id, cursor, services.limits.take_stream(state.project)),
         media_type="text/event-stream",
         headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
     )
-
-
-def _wants_stream(request: AnyRequest) -> bool:
-    asked_for = request.query_params.get("stream", "")
-    if asked_for not in ("", *YES, *NO):
-        raise InvalidRequest("stream must be true or false.", code="invalid_value", param="stream")
-    if asked_for:
-        return asked_for in YES
-    return "text/event-stream" in request.headers.get("accept", "")
 
 
 async def _cursor(services: Services, job_id: str, event_id: str) -> Cursor:
@@ -191,10 +186,10 @@ async def _cursor(services: Services, job_id: str, event_id: str) -> Cursor:
     return cursor
 
 
-async def _resumed_from(request: AnyRequest, services: Services, job_id: str) -> Cursor | None:
+async def _resumed_from(request: AnyRequest, services: Services, job_id: str, after: str) -> Cursor | None:
     """Return where to go on. `Last-Event-ID` wins: a browser sends it on reconnect to an address with `after`."""
     last = request.headers.get("last-event-id")
-    given = last or request.query_params.get("after")
+    given = last or after
     if not given:
         return None
     try:
@@ -211,7 +206,7 @@ async def _existing(services: Services, project: str, job_id: str) -> JobState:
     return state
 
 
-async def _described(services: Services, state: JobState) -> wire.Job:
+async def _described(services: Services, state: JobState) -> schema.Job:
     waits = await waiting_for(services, state.project, [state])
     return wire.job(state, now=time.time(), waiting_for=waits.get(state.id))
 

@@ -7,128 +7,46 @@ from typing import Any
 
 import msgspec
 from litestar import Response
-from litestar.openapi.spec import OpenAPIType, Schema
 
-from rose import leases
-from rose.api.body import check_values, read_object, wrong_type
+from rose.api import schema
+from rose.api.accounts import Account
 from rose.api.chat import CLIENT_LEFT, target_of, unless_client_leaves
+from rose.api.decoding import read_body
+from rose.api.engines import ask_engine
 from rose.api.errors import AnyRequest
-from rose.api.known_keys import check_keys
 from rose.api.model_names import Named, find_model
 from rose.api.principal import ThePrincipal
-from rose.api.routes import NUMBER, TEXT, WHOLE, closed, listing, optional, post, record
+from rose.api.routes import post
 from rose.api.services import Services, TheServices
-from rose.errors import InvalidRequest, NotFound, RoseError
+from rose.decoding import check_values
+from rose.errors import NotFound, RoseError
 from rose.graders import grading, reading
 from rose.graders.kinds import Grader, LabelModel, Python, SamplingParams, ScoreModel, TextSimilarity
 from rose.graders.model_graders import Asker, ModelAnswer
-from rose.graders.results import Errors, Fault, Graded, Usage
+from rose.graders.results import Fault, Graded, Usage
 
 
-def _kind(name: str, required: tuple[str, ...], **properties: Schema) -> Schema:
-    kind = Schema(type=OpenAPIType.STRING, enum=[name])
-    return record(("type", "name", *required), type=kind, name=TEXT, **properties)
-
-
-_MESSAGES = listing(record(("role", "content"), role=TEXT, content=Schema(one_of=[TEXT, listing(record(("type",)))])))
-_SAMPLING = optional(
-    record(
-        (),
-        seed=optional(WHOLE),
-        temperature=optional(NUMBER),
-        top_p=optional(NUMBER),
-        max_completions_tokens=optional(WHOLE),
-        reasoning_effort=optional(TEXT),
-    )
-)
-_SINGLE = (
-    _kind("string_check", ("input", "reference", "operation"), input=TEXT, reference=TEXT, operation=TEXT),
-    _kind(
-        "text_similarity",
-        ("input", "reference", "evaluation_metric"),
-        input=TEXT,
-        reference=TEXT,
-        evaluation_metric=TEXT,
-    ),
-    _kind("python", ("source",), source=TEXT, image_tag=optional(TEXT)),
-    _kind(
-        "score_model",
-        ("model", "input"),
-        model=TEXT,
-        input=_MESSAGES,
-        range=optional(listing(NUMBER)),
-        sampling_params=_SAMPLING,
-    ),
-)
-_MULTI = _kind("multi", ("graders", "calculate_output"), graders=record(), calculate_output=TEXT)
-GRADER = Schema(one_of=[*_SINGLE, _MULTI], description="A grader: see docs/graders.md.")
-_RUN_KEYS = closed(("grader", "model_sample"), grader=record(), model_sample=TEXT, item=optional(record()))
-_CHECK_KEYS = closed(("grader",), grader=record())
-
-
-class Metadata(msgspec.Struct, frozen=True, kw_only=True):
-    """How the reward came about."""
-
-    name: str
-    type: str
-    errors: Errors
-    execution_time: float
-    """Seconds."""
-    scores: dict[str, float]
-    """Of a multi grader: the reward of each."""
-    token_usage: int | None
-    """Tokens of all grading models together; null when none was asked."""
-    sampled_model_name: str | None
-    """The grading model of a score_model grader."""
-
-
-class GraderRun(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of a grader."""
-
-    reward: float
-    """0 where an error stands in `metadata.errors`."""
-    metadata: Metadata
-    sub_rewards: dict[str, float]
-    """Of a multi grader: the reward of each."""
-    model_grader_token_usage_per_model: dict[str, Usage]
-
-
-class ValidGrader(msgspec.Struct, frozen=True, kw_only=True):
-    """A grader that can be used."""
-
-    grader: dict[str, Any]
-
-
-@post(
-    "/v1/fine_tuning/alpha/graders/run",
-    answer=GraderRun,
-    body=record(("grader", "model_sample"), grader=GRADER, model_sample=TEXT, item=optional(record())),
-)
+@post("/v1/fine_tuning/alpha/graders/run", answer=schema.GraderRun, body=schema.RunGrader)
 async def run_grader(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> Response[Any]:
     """Grade one answer. What goes wrong in grading is a flag of `metadata.errors`, and the reward 0."""
-    body = await read_object(request, nul_allowed=True)
-    check_keys(body, _RUN_KEYS)
-    grader = reading.read(_required(body, "grader"))
-    sample, item = _required(body, "model_sample"), body.get("item")
-    if not isinstance(sample, str):
-        wrong_type("model_sample", "a string", sample)
-    if item is not None and not isinstance(item, dict):
-        wrong_type("item", "an object", item)
-    ask = _asker(services, await _models(services, principal.project, grader))
+    body = await read_body(request, schema.RunGrader, nul_allowed=True)
+    grader = reading.read(body.grader)
+    models = await _models(services, principal.project, grader)
+    if models:
+        services.limits.require_tokens(principal.project, request.scope)
+    ask = _asker(request, services, principal.project, models)
     started = time.monotonic()
-    graded = await unless_client_leaves(request, grading.grade(grader, sample, item or {}, ask))
+    graded = await unless_client_leaves(request, grading.grade(grader, body.model_sample, body.item or {}, ask))
     if graded is None:
         return Response(None, status_code=CLIENT_LEFT)
     return Response(_answer(grader, graded, time.monotonic() - started), status_code=200)
 
 
-@post("/v1/fine_tuning/alpha/graders/validate", answer=ValidGrader, body=record(("grader",), grader=GRADER))
-async def validate_grader(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> ValidGrader:
+@post("/v1/fine_tuning/alpha/graders/validate", answer=schema.ValidGrader, body=schema.ValidateGrader)
+async def validate_grader(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> schema.ValidGrader:
     """Check that a grader can be used here: its fields, templates, formula, source, metric and model."""
-    body = await read_object(request, nul_allowed=True)
-    check_keys(body, _CHECK_KEYS)
-    given = _required(body, "grader")
-    grader = reading.read(given)
+    body = await read_body(request, schema.ValidateGrader, nul_allowed=True)
+    grader = reading.read(body.grader)
     reading.check(grader)
     await _models(services, principal.project, grader)
     for param, one in reading.parts(grader):
@@ -136,13 +54,7 @@ async def validate_grader(request: AnyRequest, services: TheServices, principal:
             await grading.check_source(one, param)
         elif isinstance(one, TextSimilarity):
             await grading.check_metric(one, param)
-    return ValidGrader(grader=given)
-
-
-def _required(body: dict[str, Any], name: str) -> Any:
-    if body.get(name) is None:
-        raise InvalidRequest(f"Missing required parameter: {name}.", code="missing_required_parameter", param=name)
-    return body[name]
+    return schema.ValidGrader(grader=body.grader)
 
 
 async def _models(services: Services, project: str, grader: Grader) -> dict[str, Named]:
@@ -159,7 +71,7 @@ async def _models(services: Services, project: str, grader: Grader) -> dict[str,
     return found
 
 
-def _asker(services: Services, models: dict[str, Named]) -> Asker:
+def _asker(request: AnyRequest, services: Services, project: str, models: dict[str, Named]) -> Asker:
     """Return what asks this installation's models."""
 
     async def ask(model: str, messages: list[dict[str, Any]], sampling: SamplingParams) -> ModelAnswer:
@@ -175,11 +87,13 @@ def _asker(services: Services, models: dict[str, Named]) -> Asker:
             "rose": msgspec.to_builtins(target),
         }
         try:
-            engines = await leases.workers(services.pool, "inference")
-            answer = await services.engines.complete(services.engines.choose(engines, target.base.fingerprint), asking)
+            answer = await ask_engine(
+                services, target.base.fingerprint, lambda url: services.engines.complete(url, asking)
+            )
         except RoseError as error:
             long = error.code == "context_length_exceeded"
             raise Fault("truncated_observation_error" if long else "model_grader_server_error", str(error)) from error
+        Account(services, project, models[model].name, request.scope).count_answer(answer)
         choice = answer["choices"][0]
         return ModelAnswer(
             text=choice["message"].get("content") or "",
@@ -191,10 +105,10 @@ def _asker(services: Services, models: dict[str, Named]) -> Asker:
     return ask
 
 
-def _answer(grader: Grader, graded: Graded, seconds: float) -> GraderRun:
-    return GraderRun(
+def _answer(grader: Grader, graded: Graded, seconds: float) -> schema.GraderRun:
+    return schema.GraderRun(
         reward=graded.reward,
-        metadata=Metadata(
+        metadata=schema.GraderMetadata(
             name=grader.name,
             type=str(grader.__struct_config__.tag),
             errors=graded.errors,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib.metadata import version
 
 import anyio
-import msgspec
 from litestar import Response
 from litestar.openapi.datastructures import ResponseSpec
 
 from projections.positions import list_projections
 from rose import leases
+from rose.api import schema
 from rose.api.access import PUBLIC
 from rose.api.routes import get
 from rose.api.services import TheServices
@@ -21,45 +21,11 @@ CHECK_SECONDS = 3.0
 RELAY = "relay"
 
 
-class Welcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What answers here."""
-
-    name: str
-    version: str
-    about: str
-    base_url: str
-    """What SDKs take as `base_url` or OPENAI_BASE_URL."""
-    openapi: str
-    documentation: str
-    try_this: str
-
-
-class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """The process answers."""
-
-    status: str
-
-
-class Readiness(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether requests can be served, and what is missing."""
-
-    status: str
-    """ready, degraded (all but the announcement of events works), or not_ready."""
-    postgres: str
-    migrations: str
-    nats: str
-    """connected, away or unknown, as the relay sees it."""
-    projections: dict[str, str]
-    """Each view that is read from the log: running, building or stopped."""
-    trainers: int
-    engines: int
-
-
 @get("/", opt={PUBLIC: True})
-async def welcome(services: TheServices) -> Welcome:
+async def welcome(services: TheServices) -> schema.Welcome:
     """Say what this is."""
     url = services.settings.url
-    return Welcome(
+    return schema.Welcome(
         name="ROSE",
         version=version("rose"),
         about="The fine-tuning API on your own hardware: upload a JSONL, create a job, watch it train, chat with it.",
@@ -71,16 +37,16 @@ async def welcome(services: TheServices) -> Welcome:
 
 
 @get("/health", opt={PUBLIC: True})
-async def health() -> Health:
+async def health() -> schema.Health:
     """Say that the process answers."""
-    return Health(status="ok")
+    return schema.Health(status="ok")
 
 
-NOT_READY = ResponseSpec(Readiness, generate_examples=False, description="Requests cannot be served.")
+NOT_READY = ResponseSpec(schema.Readiness, generate_examples=False, description="Requests cannot be served.")
 
 
 @get("/ready", opt={PUBLIC: True}, responses={503: NOT_READY})
-async def ready(services: TheServices) -> Response[Readiness]:
+async def ready(services: TheServices) -> Response[schema.Readiness]:
     """Say whether requests can be served: 200, also when degraded, else 503."""
     postgres, migrations, nats = "away", "unknown", "unknown"
     views: dict[str, str] = {}
@@ -98,7 +64,7 @@ async def ready(services: TheServices) -> Response[Readiness]:
     nats = {None: "unknown", "running": "connected"}.get(relay, "away")
     can_work = postgres == "connected" and migrations == "applied"
     whole = nats == "connected" and "stopped" not in views.values()
-    report = Readiness(
+    report = schema.Readiness(
         status=("ready" if whole else "degraded") if can_work else "not_ready",
         postgres=postgres,
         migrations=migrations,

@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from litestar import Response
-from litestar.openapi.spec import OpenAPIType, Parameter, Schema
 from litestar.params import FromPath
 
 from projections import jobs as jobs_view
 from projections import metrics as metrics_view
-from rose.api.body import check_values
+from rose.api import schema
+from rose.api.decoding import read_query
 from rose.api.errors import AnyRequest
 from rose.api.principal import ThePrincipal
-from rose.api.routes import get, text
+from rose.api.routes import get
 from rose.api.services import TheServices
+from rose.decoding import check_values
 from rose.errors import InvalidRequest
 from rose.missing import missing_job
-
-MAX_STEPS = 10_000
-"""Most steps of one answer."""
-LAST_STEP = (1 << 31) - 1
-
-
-class JobMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """Series of a job. `steps` and every list in `series` are equally long."""
-
-    object: str
-    job_id: str
-    steps: list[int]
-    series: dict[str, list[float | None]]
-    """By name; null at a step where that was not measured."""
-    has_more: bool
-    """There are later steps: ask again with `after`, the last step here."""
-    downsampled_from: int | None
-    """How many steps these stand for; null when none was left out."""
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,35 +30,15 @@ class _Answer(msgspec.Struct, frozen=True, kw_only=True):
     downsampled_from: int | None
 
 
-def _number(name: str, lowest: int, highest: int, description: str) -> Parameter:
-    schema = Schema(type=OpenAPIType.INTEGER, minimum=lowest, maximum=highest)
-    return Parameter(name, "query", schema=schema, description=description)
-
-
-QUERIES = (
-    text("metrics", f"Names of series, with commas; all when absent: {', '.join(metrics_view.NAMES)}."),
-    _number("after", 0, LAST_STEP, "The step to go on behind."),
-    _number("limit", 0, MAX_STEPS, f"Steps of the answer, {MAX_STEPS} when absent. Not together with points."),
-    _number(
-        "points",
-        metrics_view.fewest_points(1),
-        MAX_STEPS,
-        "Leave out steps, so that at most so many stay: the first, the last, and the lowest and highest of each series "
-        "in each part of the run, others at even distances. At least 2, and 2 more for each series.",
-    ),
-)
-
-
-@get("/v1/fine_tuning/jobs/{job_id:str}/metrics", answer=JobMetrics, queries=QUERIES)
+@get("/v1/fine_tuning/jobs/{job_id:str}/metrics", answer=schema.JobMetrics, query=schema.JobMetricsQuery)
 async def job_metrics(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, job_id: FromPath[str]
 ) -> Response[bytes]:
     """Return what a job measured, step by step: its losses, accuracies, learning rate, speed."""
-    names = _names(request.query_params.get("metrics"))
-    after = _whole(request, "after", 0, LAST_STEP) or 0
-    limit = _whole(request, "limit", 0, MAX_STEPS)
-    points = _points(request, names)
-    if points is not None and limit is not None:
+    query = read_query(request, schema.JobMetricsQuery)
+    names = _names(query.metrics)
+    points = _points(query.points, names)
+    if points is not None and query.limit is not msgspec.UNSET:
         raise InvalidRequest(
             "points and limit cannot be given together: points is about all steps after `after`.",
             code="invalid_value",
@@ -87,10 +48,10 @@ async def job_metrics(
     if await jobs_view.get(services.pool, principal.project, job_id) is None:
         raise missing_job(job_id)
     if points is None:
-        count = MAX_STEPS if limit is None else limit
-        found = await metrics_view.page(services.pool, job_id, names, after_step=after, limit=count)
+        count = schema.MAX_METRIC_STEPS if query.limit is msgspec.UNSET else query.limit
+        found = await metrics_view.page(services.pool, job_id, names, after_step=query.after, limit=count)
     else:
-        found = await metrics_view.outline(services.pool, job_id, names, after_step=after, points=points)
+        found = await metrics_view.outline(services.pool, job_id, names, after_step=query.after, points=points)
     answer = _Answer(
         object="fine_tuning.job.metrics",
         job_id=job_id,
@@ -102,7 +63,7 @@ async def job_metrics(
     return Response(msgspec.json.encode(answer), media_type="application/json", status_code=200)
 
 
-def _names(given: str | None) -> tuple[str, ...]:
+def _names(given: str) -> tuple[str, ...]:
     if not given:
         return metrics_view.NAMES
     names = tuple(dict.fromkeys(one.strip() for one in given.split(",")))
@@ -116,24 +77,18 @@ def _names(given: str | None) -> tuple[str, ...]:
     return names
 
 
-def _points(request: AnyRequest, names: tuple[str, ...]) -> int | None:
+def _points(given: int | msgspec.UnsetType, names: tuple[str, ...]) -> int | None:
     fewest = metrics_view.fewest_points(len(names))
-    why = f", because the first and last step and the lowest and highest of {len(names)} series stay"
-    return _whole(request, "points", fewest, MAX_STEPS, why)
-
-
-def _whole(request: AnyRequest, name: str, lowest: int, highest: int, why: str = "") -> int | None:
-    """Return a whole number of the address, None when absent. Raises: InvalidRequest naming it."""
-    given: Any = request.query_params.get(name)
-    if given in (None, ""):
+    if given is msgspec.UNSET:
         return None
-    if not (given.isascii() and given.isdigit() and len(given) < 20 and lowest <= int(given) <= highest):
+    if given < fewest:
         raise InvalidRequest(
-            f"{name} is {given[:40]!r}; it must be a whole number from {lowest} to {highest}{why}.",
+            f"points is {given}; it must be a whole number from {fewest} to {schema.MAX_METRIC_STEPS}, because the "
+            f"first and last step and the lowest and highest of {len(names)} series stay.",
             code="invalid_value",
-            param=name,
+            param="points",
         )
-    return int(given)
+    return given
 
 
 HANDLERS = (job_metrics,)

@@ -18,15 +18,16 @@ from litestar.response import Stream
 
 from projections import models as models_view
 from projections import permissions as permissions_view
-from rose.api import wire
+from projections.damage import DamagedRow
+from rose.api import schema, wire
 from rose.api.asking import asked, stored_answer
-from rose.api.body import check_values
 from rose.api.content import attachment, read_blob
 from rose.api.errors import AnyRequest
 from rose.api.model_names import Tuned, find_aliased, find_tuned, imported_bases, known_bases, tuned_aliases
 from rose.api.principal import ThePrincipal
 from rose.api.routes import delete, get
 from rose.api.services import Services, TheServices
+from rose.decoding import check_values
 from rose.errors import InvalidRequest, NotFound
 from rose.missing import missing_model
 
@@ -34,34 +35,38 @@ TAR_BLOCK = 512
 TAR_END = bytes(2 * TAR_BLOCK)
 
 
-class ModelListing(msgspec.Struct, frozen=True, kw_only=True):
-    """All models; this list has no pages."""
-
-    object: str = "list"
-    data: list[wire.Model]
-
-
 @get("/v1/models")
-async def list_models(services: TheServices, principal: ThePrincipal) -> ModelListing:
+async def list_models(services: TheServices, principal: ThePrincipal) -> schema.ModelListing:
     """List fine-tuned models, newest first, then the bases that have a name here."""
     tuned = [
-        wire.fine_tuned_model(state, _folder(services, state.artifact.path if state.artifact else ""))
+        wire.damaged_model(state)
+        if isinstance(state, models_view.DamagedModel)
+        else wire.fine_tuned_model(state, _folder(services, state.artifact.path if state.artifact else ""))
         for state in await models_view.newest_first(services.pool, principal.project)
     ]
-    lent = [
-        await find_tuned(services, principal.project, name) for name in await _lent_names(services, principal.project)
-    ]
-    tuned += [_tuned(services, one, principal.project) for one in lent if one is not None]
+    for name in await _lent_names(services, principal.project):
+        with suppress(DamagedRow):  # whose it is sees that
+            lent = await find_tuned(services, principal.project, name)
+            if lent is not None:
+                tuned.append(_tuned(services, lent, principal.project))
     imported = imported_bases(services)
     bases = [wire.base_model(name, source, imported.get(source)) for name, source in known_bases(services).items()]
-    return ModelListing(data=[*tuned, *await _aliased(services, principal.project), *bases])
+    return schema.ModelListing(data=[*tuned, *await _aliased(services, principal.project), *bases])
 
 
 @get("/v1/models/{model:path}")
-async def get_model(services: TheServices, principal: ThePrincipal, model: FromPath[str]) -> wire.Model:
+async def get_model(services: TheServices, principal: ThePrincipal, model: FromPath[str]) -> schema.Model:
     """Describe a model, a checkpoint or a base."""
     name = _name(model)
-    tuned = await find_tuned(services, principal.project, name) or await find_aliased(services, principal.project, name)
+    try:
+        tuned = await find_tuned(services, principal.project, name) or await find_aliased(
+            services, principal.project, name
+        )
+    except DamagedRow as error:
+        damaged = error.remains
+        if isinstance(damaged, models_view.DamagedModel) and damaged.project == principal.project:
+            return wire.damaged_model(damaged)
+        raise
     if tuned is not None:
         return _tuned(services, tuned, principal.project)
     known = known_bases(services)
@@ -71,7 +76,7 @@ async def get_model(services: TheServices, principal: ThePrincipal, model: FromP
     raise missing_model(name)
 
 
-@delete("/v1/models/{model:path}", answer=wire.Deleted)
+@delete("/v1/models/{model:path}", answer=schema.Deleted)
 async def delete_model(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, model: FromPath[str]
 ) -> Response[Any]:
@@ -83,7 +88,7 @@ async def delete_model(
     found = await models_view.by_name(services.pool, principal.project, name)
     if found is None:
         raise await _undeletable(services, principal.project, name)
-    gone = msgspec.json.encode(wire.Deleted(id=name, object="model"))
+    gone = msgspec.json.encode(schema.Deleted(id=name, object="model"))
     await services.commands.delete_model(found.job_id, int(time.time()), asking, respond=lambda _: gone)
     return Response(gone, status_code=200, media_type="application/json")
 
@@ -123,11 +128,11 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-async def _aliased(services: Services, project: str) -> list[wire.Model]:
+async def _aliased(services: Services, project: str) -> list[schema.Model]:
     """Return the fine-tuned models of a project that have an alias, under that."""
-    found: list[wire.Model] = []
+    found: list[schema.Model] = []
     for alias, target in tuned_aliases(services).items():
-        with suppress(NotFound):  # it is being made
+        with suppress(NotFound, DamagedRow):  # it is being made; or the list shows it under its own name
             tuned = await find_tuned(services, project, target)
             if tuned is not None:
                 found.append(msgspec.structs.replace(_tuned(services, tuned, project), id=alias))
@@ -141,14 +146,14 @@ async def _lent_names(services: Services, project: str) -> list[str]:
     return [name for name in dict.fromkeys(names) if name not in own]
 
 
-def _tuned(services: Services, tuned: Tuned, project: str) -> wire.Model:
+def _tuned(services: Services, tuned: Tuned, project: str) -> schema.Model:
     """Return a model as a project sees it: of a lent one only what it needs to use it."""
     own = tuned.project == project
-    return wire.Model(
+    return schema.Model(
         id=tuned.name,
         object="model",
         created=tuned.created_at,
-        owned_by=wire.ORGANIZATION,
+        owned_by=schema.ORGANIZATION,
         kind=tuned.kind,
         source=tuned.base.source,
         job_id=tuned.job_id if own else msgspec.UNSET,

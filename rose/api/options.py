@@ -9,7 +9,7 @@ import litestar
 from litestar import Response
 from litestar.handlers import HTTPRouteHandler
 
-from rose.api.body import AnyRequest
+from rose.api.errors import AnyRequest
 
 _TYPE = re.compile(r":\w+(?=\})")
 """How a path names a parameter's type, as in `{file_id:str}`; the path of a request's scope is without."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from litestar import Response
@@ -11,14 +11,15 @@ from litestar.params import FromPath
 
 from projections import permissions as permissions_view
 from projections import projects as projects_view
-from rose.api import wire
+from rose.api import schema, wire
 from rose.api.asking import asked, stored_answer
-from rose.api.body import check_values, query_choice, query_page, read_object, wrong_type
+from rose.api.decoding import read_body, read_query
 from rose.api.errors import AnyRequest
 from rose.api.model_names import find_tuned
 from rose.api.principal import NEEDS, Principal, ThePrincipal
-from rose.api.routes import AFTER, TEXT, choice, delete, get, limit, listing, post, record, text
+from rose.api.routes import delete, get, post
 from rose.api.services import Services, TheServices
+from rose.decoding import check_values
 from rose.domain.permissions import GrantPermission, PermissionState, missing
 from rose.errors import InvalidRequest
 from rose.ids import new_id
@@ -26,32 +27,22 @@ from rose.missing import missing_model
 from rose.permissions import Permissions
 
 MAX_LISTED = 100
-MAX_PROJECTS = 100
 ADMIN = {NEEDS: "admin"}
 PATH = "/v1/fine_tuning/checkpoints/{model:str}/permissions"
 
 
-class Permission(msgspec.Struct, frozen=True, kw_only=True):
-    """That a project may use the model."""
-
-    id: str
-    object: Literal["checkpoint.permission"] = "checkpoint.permission"
-    created_at: int
-    project_id: str
-
-
-@post(PATH, answer=wire.Listing[Permission], body=record(("project_ids",), project_ids=listing(TEXT)), opt=ADMIN)
+@post(PATH, answer=schema.Listing[schema.Permission], body=schema.CreatePermissions, opt=ADMIN)
 async def create_permissions(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, model: FromPath[str]
 ) -> Response[Any]:
     """Let other projects use a model: chat with it, and train further from it."""
-    grantees = _grantees(await read_object(request))
+    body = await read_body(request, schema.CreatePermissions)
+    grantees = list(dict.fromkeys(body.project_ids))
     asking, answered = await asked(request, services, await request.body())
     if answered is not None:
         return stored_answer(answered)
     await _require_model(services, principal, model)
     for number, grantee in enumerate(grantees):
-        check_values({f"project_ids[{number}]": grantee})
         project = await projects_view.get(services.pool, grantee)
         if project is None or project.archived_at is not None:
             raise InvalidRequest(
@@ -68,38 +59,26 @@ async def create_permissions(
     return stored_answer(outcome.response) if outcome.replayed and outcome.response else _ok(_listed(outcome.states))
 
 
-@get(
-    PATH,
-    opt=ADMIN,
-    queries=(
-        limit(10, MAX_LISTED),
-        AFTER,
-        choice("order", ("ascending", "descending"), "By creation; newest first is the default."),
-        text("project_id", "Only the permission of this project."),
-    ),
-)
+@get(PATH, opt=ADMIN, query=schema.PermissionsQuery)
 async def list_permissions(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, model: FromPath[str]
-) -> wire.Listing[Permission]:
+) -> schema.Listing[schema.Permission]:
     """List the projects that may use a model."""
-    page = query_page(request, default=10, maximum=MAX_LISTED, clamp=True)
-    order = query_choice(request, "order", ("ascending", "descending"), "descending")
-    grantee = request.query_params.get("project_id") or None
-    check_values({"after": page.after, "project_id": grantee})
+    query = read_query(request, schema.PermissionsQuery)
     await _require_model(services, principal, model)
     found = await permissions_view.page(
         services.pool,
         principal.project,
         model,
-        limit=page.limit,
-        after=page.after,
-        grantee=grantee,
-        newest_first=order == "descending",
+        limit=min(query.limit, MAX_LISTED),
+        after=query.after or None,
+        grantee=query.project_id or None,
+        newest_first=query.order == "descending",
     )
-    return wire.listing([_permission(state) for state in found.entries], has_more=found.has_more)
+    return wire.listing([wire.permission(state) for state in found.entries], has_more=found.has_more)
 
 
-@delete(f"{PATH}/{{permission_id:str}}", answer=wire.Deleted, opt=ADMIN)
+@delete(f"{PATH}/{{permission_id:str}}", answer=schema.Deleted, opt=ADMIN)
 async def delete_permission(
     request: AnyRequest,
     services: TheServices,
@@ -116,7 +95,7 @@ async def delete_permission(
     state = await permissions_view.get(services.pool, principal.project, model, permission_id)
     if state is None:
         raise missing(permission_id)
-    gone = wire.Deleted(id=permission_id, object="checkpoint.permission")
+    gone = schema.Deleted(id=permission_id, object="checkpoint.permission")
     await Permissions(services.pool).withdraw(
         permission_id, int(time.time()), asking, respond=lambda _: msgspec.json.encode(gone)
     )
@@ -130,25 +109,8 @@ async def _require_model(services: Services, principal: Principal, model: str) -
         raise missing_model(model)
 
 
-def _grantees(body: dict[str, Any]) -> list[str]:
-    given = body.get("project_ids")
-    if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
-        wrong_type("project_ids", "a list of strings", given)
-    if not 0 < len(given) <= MAX_PROJECTS:
-        raise InvalidRequest(
-            f"project_ids must have 1 to {MAX_PROJECTS} entries; it has {len(given)}.",
-            code="invalid_value",
-            param="project_ids",
-        )
-    return list(dict.fromkeys(given))
-
-
-def _permission(state: PermissionState) -> Permission:
-    return Permission(id=state.id, created_at=state.created_at, project_id=state.grantee)
-
-
-def _listed(states: list[PermissionState]) -> wire.Listing[Permission]:
-    return wire.listing([_permission(state) for state in states], has_more=False)
+def _listed(states: list[PermissionState]) -> schema.Listing[schema.Permission]:
+    return wire.listing([wire.permission(state) for state in states], has_more=False)
 
 
 def _encoded(states: list[PermissionState]) -> bytes:

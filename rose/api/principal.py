@@ -11,7 +11,6 @@ from litestar.params import SkipValidation
 
 from rose.domain.keys import SCOPE_CLOSURE, Scope
 from rose.domain.projects import DEFAULT_PROJECT
-from rose.errors import RoseError
 
 EVERYTHING = SCOPE_CLOSURE["admin"]
 NEEDS = "scope"
@@ -25,15 +24,6 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str | None = None
     """None without keys, and for a key of the settings."""
     scopes: frozenset[Scope] = EVERYTHING
-
-
-class NotAllowed(RoseError):
-    """This key may not do that."""
-
-    status = 403
-    exit_code = 4
-    kind = "invalid_request_error"
-    default_code = "insufficient_scope"
 
 
 ThePrincipal = NamedDependency[SkipValidation[Principal]]

@@ -6,15 +6,11 @@ from collections.abc import AsyncIterator
 
 import anyio
 
-from rose.api.body import check_values
-from rose.api.errors import SlowRequest
+from rose.decoding import check_values
 from rose.domain.training_data import check_name
-from rose.errors import InvalidRequest
+from rose.errors import InvalidRequest, SlowRequest
 
-PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 MAX_FILENAME_CHARACTERS = 255
-SHORTEST_LIFE_SECONDS = 3600
-LONGEST_LIFE_SECONDS = 2_592_000
 FORM_OVERHEAD_BYTES = 1 << 20
 """What a multipart body may have besides the file."""
 SILENCE_SECONDS = 60.0
@@ -43,23 +39,6 @@ async def drain(chunks: AsyncIterator[bytes]) -> None:
             pass
 
 
-def check_purpose(purpose: str) -> str:
-    """Return the purpose. Raises: InvalidRequest naming `purpose`."""
-    if not purpose:
-        raise InvalidRequest(
-            f"Missing required parameter: purpose (one of {', '.join(PURPOSES)}).",
-            code="missing_required_parameter",
-            param="purpose",
-        )
-    if purpose not in PURPOSES:
-        raise InvalidRequest(
-            f"purpose is {purpose[:80]!r}; it must be one of {', '.join(PURPOSES)}.",
-            code="invalid_value",
-            param="purpose",
-        )
-    return purpose
-
-
 def clean_filename(given: str, purpose: str, param: str) -> str:
     """Return the last part of a file name.
 
@@ -76,16 +55,3 @@ def clean_filename(given: str, purpose: str, param: str) -> str:
     if purpose == "fine-tune":
         check_name(name, param)
     return name
-
-
-def check_lifetime(anchor: object, seconds: int | None, *, anchor_param: str, seconds_param: str) -> int:
-    """Return after how many seconds the file expires. Raises: InvalidRequest naming the field."""
-    if anchor != "created_at":
-        raise InvalidRequest(f"{anchor_param} must be created_at.", code="invalid_value", param=anchor_param)
-    if seconds is None or not SHORTEST_LIFE_SECONDS <= seconds <= LONGEST_LIFE_SECONDS:
-        raise InvalidRequest(
-            f"{seconds_param} must be a whole number from {SHORTEST_LIFE_SECONDS} to {LONGEST_LIFE_SECONDS}.",
-            code="invalid_value",
-            param=seconds_param,
-        )
-    return seconds

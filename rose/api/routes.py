@@ -1,97 +1,61 @@
 """Route decorators that answer 200 to every method, as OpenAI does (Litestar would answer 201 and 204).
 
-Bodies and queries are read by hand, so that refusals name the field; here is also what they look like in
-`/openapi.json`.
+They put the structs that a handler reads and answers (schema.py) into `/openapi.json`; the framework reads nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import litestar
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import (
-    OpenAPIMediaType,
-    OpenAPIResponse,
-    OpenAPIType,
-    Operation,
-    Parameter,
-    RequestBody,
-    Schema,
-)
+from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, Operation, Parameter, RequestBody, Schema
 
-from rose.api.errors import ErrorAnswer
+from rose.api.schema import ErrorAnswer
+from rose.decoding import json_schema
 
 Handler = Callable[..., Any]
 
-TEXT = Schema(type=OpenAPIType.STRING)
-WHOLE = Schema(type=OpenAPIType.INTEGER)
-NUMBER = Schema(type=OpenAPIType.NUMBER)
-BOOLEAN = Schema(type=OpenAPIType.BOOLEAN)
-BINARY = Schema(type=OpenAPIType.STRING)
 EVENT_STREAM = "text/event-stream"
 
-AFTER = Parameter("after", "query", schema=TEXT, description="Id of the entry to go on behind.")
+
+class Described(Schema):
+    """A schema that is written already."""
+
+    def __init__(self, described: dict[str, Any]) -> None:
+        super().__init__()
+        self._described = described
+
+    def to_schema(self) -> dict[str, Any]:
+        return self._described
+
+
+TEXT = Described({"type": "string"})
+FRAME = Described(
+    {
+        "type": "object",
+        "required": ["data"],
+        "properties": {
+            "data": {"type": "string", "description": "JSON, or `[DONE]` at the end."},
+            "id": {"type": "string", "description": "What `Last-Event-ID` takes, where a stream can be resumed."},
+        },
+    }
+)
+"""Before OpenAPI 3.2 the schema of an event stream describes one of its events."""
 KEY = Parameter(
     "Idempotency-Key", "header", schema=TEXT, description="The same key again gives the first answer, and does nothing."
 )
 
 
-def limit(default: int, maximum: int) -> Parameter:
-    """Describe the size of a page."""
-    size = Schema(type=OpenAPIType.INTEGER, minimum=0, default=default)
-    return Parameter("limit", "query", schema=size, description=f"Entries on the page; at most {maximum} are given.")
-
-
-def choice(name: str, choices: Sequence[str], description: str) -> Parameter:
-    """Describe a query parameter that takes one of `choices`."""
-    return Parameter(name, "query", schema=Schema(type=OpenAPIType.STRING, enum=list(choices)), description=description)
-
-
-def text(name: str, description: str) -> Parameter:
-    """Describe a query parameter that takes any text."""
-    return Parameter(name, "query", schema=TEXT, description=description)
-
-
-def listing(item: Schema) -> Schema:
-    """Describe a list."""
-    return Schema(type=OpenAPIType.ARRAY, items=item)
-
-
-def record(required: Sequence[str] = (), /, **properties: Schema) -> Schema:
-    """Describe an object; more keys than these are ignored."""
-    return Schema(type=OpenAPIType.OBJECT, properties=dict(properties), required=list(required) or None)
-
-
-def closed(required: Sequence[str] = (), /, **properties: Schema) -> Schema:
-    """Describe an object that has no other keys than these, except with the value null."""
-    described = record(required, **properties)
-    described.additional_properties = Schema(type=OpenAPIType.NULL)
-    return described
-
-
-FRAME = record(
-    ("data",),
-    data=Schema(type=OpenAPIType.STRING, description="JSON, or `[DONE]` at the end."),
-    id=Schema(type=OpenAPIType.STRING, description="What `Last-Event-ID` takes, where a stream can be resumed."),
-)
-"""Before OpenAPI 3.2 the schema of an event stream describes one of its events."""
-
-
-def optional(schema: Schema) -> Schema:
-    """Describe what may also be null."""
-    return Schema(one_of=[schema, Schema(type=OpenAPIType.NULL)])
-
-
 def get(path: str | list[str], **options: Any) -> Callable[[Handler], Any]:
-    """Register a GET handler; `answer` is the type of its JSON, `queries` what its address takes."""
+    """Register a GET handler; `answer` is the struct of its JSON, `query` the struct of what its address takes."""
     return litestar.get(path, tags=_group(path), **_described(**options))
 
 
 def post(path: str | list[str], **options: Any) -> Callable[[Handler], Any]:
-    """Register a POST handler; `body` describes its JSON, `form` its multipart form."""
+    """Register a POST handler; `body` is the struct of its JSON, `form` of its multipart form."""
     return litestar.post(path, tags=_group(path), status_code=200, **_described(changes=True, **options))
 
 
@@ -106,32 +70,57 @@ def _group(path: str | list[str]) -> list[str]:
     return [first.removeprefix("/v1/").partition("/")[0] if first.startswith("/v1/") else "server"]
 
 
+def _parameters(query: Any) -> list[Parameter]:
+    """Describe what an address takes; an empty value counts as none."""
+    if query is None:
+        return []
+    described = json_schema(query)
+    return [
+        Parameter(
+            name,
+            "query",
+            schema=Described({key: value for key, value in one.items() if key != "description"}),
+            description=_description(one),
+            required=name in described.get("required", ()),
+            allow_empty_value=True,
+        )
+        for name, one in described["properties"].items()
+    ]
+
+
+def _description(schema: dict[str, Any]) -> str | None:
+    """Return the description of a schema, or of what it is beside null."""
+    choices = [schema, *schema.get("anyOf", ())]
+    return next((one["description"] for one in choices if "description" in one), None)
+
+
 def _described(
     *,
     answer: Any = None,
     other: str | None = None,
-    queries: Sequence[Parameter] = (),
-    body: Schema | None = None,
-    form: Schema | None = None,
+    query: Any = None,
+    headers: Sequence[Parameter] = (),
+    body: Any = None,
+    optional_body: bool = False,
+    form: Any = None,
     changes: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Return Litestar's options for a handler that is so; `other` is a media type beside the JSON, or instead of it."""
     content = {"application/json": body} if body else {"multipart/form-data": form} if form else {}
-    described = [replace(query, allow_empty_value=True) for query in queries]  # an empty value counts as none
-    described += [KEY] if changes else []
+    media = {kind: OpenAPIMediaType(schema=Described(json_schema(struct))) for kind, struct in content.items()}
+    parameters = [*_parameters(query), *headers, *([KEY] if changes else [])]
 
     @dataclass
-    class Described(Operation):
+    class Documented(Operation):
         def __post_init__(self) -> None:
-            self.parameters = [*(self.parameters or ()), *described] or None
-            if content:
-                media = {kind: OpenAPIMediaType(schema=schema) for kind, schema in content.items()}
-                self.request_body = RequestBody(content=media, required=True)
+            self.parameters = [*(self.parameters or ()), *parameters] or None
+            if media:
+                self.request_body = RequestBody(content=dict(media), required=not optional_body)
             found = (self.responses or {}).get("200")
             if other and isinstance(found, OpenAPIResponse):
                 kept = dict(found.content or {}) if answer is not None else {}
-                found.content = {**kept, other: OpenAPIMediaType(schema=FRAME if other == EVENT_STREAM else BINARY)}
+                found.content = {**kept, other: OpenAPIMediaType(schema=FRAME if other == EVENT_STREAM else TEXT)}
 
     responses = {
         status: ResponseSpec(ErrorAnswer, generate_examples=False, description=description)
@@ -140,10 +129,14 @@ def _described(
             (401, "No valid API key."),
             (404, "There is nothing of that name."),
             (413, "The body is too large."),
+            (
+                429,
+                "A limit of the project is reached; `code` names it, and `x-should-retry` says whether waiting helps.",
+            ),
             (503, "A service that this needs does not answer; try again after `retry-after` seconds."),
         )
     }
     if answer is not None:
         responses[200] = ResponseSpec(answer, generate_examples=False, description="Done.")
     responses |= options.pop("responses", {})
-    return {"operation_class": Described, "responses": responses, **options}
+    return {"operation_class": Documented, "responses": responses, **options}

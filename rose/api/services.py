@@ -9,10 +9,12 @@ from litestar import Litestar
 from litestar.di import NamedDependency
 from litestar.params import SkipValidation
 
+from rose.api.limits import Limits
 from rose.blobs import Blobs
 from rose.commands import Commands
 from rose.log.tail import Tailer
 from rose.settings import Settings
+from rose.usage import Meter
 
 if TYPE_CHECKING:
     from rose.inference.client import EngineClient
@@ -28,6 +30,8 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     blobs: Blobs
     commands: Commands
     engines: EngineClient
+    limits: Limits
+    meter: Meter
 
 
 TheServices = NamedDependency[SkipValidation[Services]]

@@ -10,9 +10,10 @@ import re
 import time
 
 import anyio
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, Message, Receive, ReceiveMessage, Scope, Send
 
-from rose.api.errors import RETRY_AFTER_SECONDS, error_json
+from rose.api.errors import CLIENT_LEFT, error_json, headers_of
+from rose.api.limits import rate_limit_headers
 from rose.errors import Unavailable
 from rose.ids import new_id
 
@@ -35,6 +36,12 @@ def request_envelope(app: ASGIApp) -> ASGIApp:
         scope.setdefault("state", {})["request_id"] = request_id
         begun = False
 
+        async def receive_or_note() -> ReceiveMessage:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                scope["state"][CLIENT_LEFT] = True
+            return message
+
         async def send_with_headers(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
@@ -44,13 +51,14 @@ def request_envelope(app: ASGIApp) -> ASGIApp:
                     (b"x-request-id", request_id.encode()),
                     (b"openai-processing-ms", str(milliseconds).encode()),
                     (b"openai-version", API_VERSION.encode()),
+                    *rate_limit_headers(scope),
                 ]
                 logger.debug("%s %s %s %s ms", scope["method"], scope["path"], message["status"], milliseconds)
                 begun = True
             await send(message)
 
         try:
-            await app(scope, receive, send_with_headers)
+            await app(scope, receive_or_note, send_with_headers)
         except anyio.get_cancelled_exc_class():
             if begun:
                 raise
@@ -62,7 +70,8 @@ def request_envelope(app: ASGIApp) -> ASGIApp:
 
 async def _send_farewell(send: Send) -> None:
     error = Unavailable("The server is being stopped.", code="server_stopping", hint="Try again in a moment.")
-    headers = [(b"content-type", b"application/json"), (b"retry-after", str(RETRY_AFTER_SECONDS).encode())]
+    headers = [(name.encode(), value.encode()) for name, value in headers_of(error).items()]
+    headers.append((b"content-type", b"application/json"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": error_json(error), "more_body": False})
 

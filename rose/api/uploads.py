@@ -5,116 +5,80 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 import anyio.to_thread
 import msgspec
 from litestar import Response
-from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import FromPath
 
-from rose.api import wire
+from rose.api import schema, wire
 from rose.api.asking import asked, stored_answer
-from rose.api.body import check_values, optional_object, read_object, require_text, wrong_type
+from rose.api.decoding import read_body
 from rose.api.errors import AnyRequest
 from rose.api.multipart import read_upload
 from rose.api.principal import ThePrincipal
 from rose.api.receiving import (
     FORM_OVERHEAD_BYTES,
-    PURPOSES,
-    check_lifetime,
-    check_purpose,
     clean_filename,
     drain,
     in_time,
 )
-from rose.api.routes import BINARY, TEXT, WHOLE, get, listing, optional, post, record
+from rose.api.routes import get, post
 from rose.api.services import Services, TheServices
 from rose.blobs import TemporaryBlob
+from rose.decoding import check_values
 from rose.domain.files import FileState
-from rose.domain.uploads import MAX_PART_BYTES, MAX_PARTS, CreateUpload, Status, UploadState, check_open
+from rose.domain.uploads import MAX_PART_BYTES, CreateUpload, UploadState, check_open
 from rose.errors import InvalidRequest, RoseError, TooLarge
 from rose.ids import new_id
 from rose.uploads import Uploads
 
-CREATE = record(
-    ("bytes", "filename", "mime_type", "purpose"),
-    bytes=WHOLE,
-    filename=TEXT,
-    mime_type=TEXT,
-    purpose=Schema(type=OpenAPIType.STRING, enum=list(PURPOSES)),
-    expires_after=optional(record(("anchor", "seconds"), anchor=TEXT, seconds=WHOLE)),
-)
-COMPLETE = record(("part_ids",), part_ids=listing(TEXT), md5=optional(TEXT))
-PART_FORM = record(("data",), data=BINARY)
-_MD5 = re.compile(r"[0-9a-f]{32}")
+_MD5 = re.compile(r"[0-9a-f]{32}", re.IGNORECASE)
 
 
-class Upload(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that comes in parts."""
-
-    id: str
-    object: Literal["upload"] = "upload"
-    bytes: int
-    """Size of the whole file, as it was announced."""
-    created_at: int
-    expires_at: int
-    """When it is too late for parts and completion."""
-    filename: str
-    purpose: str
-    status: Status
-    file: wire.File | None
-    """The file, once the upload is completed."""
-
-
-class UploadPart(msgspec.Struct, frozen=True, kw_only=True):
-    """A part that arrived."""
-
-    id: str
-    object: Literal["upload.part"] = "upload.part"
-    created_at: int
-    upload_id: str
-
-
-@post("/v1/uploads", answer=Upload, body=CREATE)
+@post("/v1/uploads", answer=schema.Upload, body=schema.CreateUpload)
 async def create_upload(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> Response[Any]:
     """Announce a file that will come in parts."""
-    body = await read_object(request)
-    purpose = check_purpose(require_text(body, "purpose"))
-    filename = clean_filename(require_text(body, "filename"), purpose, "filename")
-    size = _size(body, services.settings.max_upload_in_parts_bytes)
-    mime_type = require_text(body, "mime_type", maximum=255)
-    lifetime = _lifetime(body)
+    body = await read_body(request, schema.CreateUpload)
+    filename = clean_filename(body.filename, body.purpose, "filename")
+    most = services.settings.max_upload_in_parts_bytes
+    if body.bytes > most:
+        raise InvalidRequest(
+            f"bytes is {body.bytes}; it must be from 0 to {most}.", code="invalid_value", param="bytes"
+        )
     asking, answered = await asked(request, services, await request.body())
     if answered is not None:
         return stored_answer(answered)
     # While the file is made of its parts, both lie there.
-    await anyio.to_thread.run_sync(services.blobs.require_space, 2 * size, services.settings.min_free_bytes)
+    await anyio.to_thread.run_sync(services.blobs.require_space, 2 * body.bytes, services.settings.min_free_bytes)
     now = int(time.time())
     command = CreateUpload(
         project=principal.project,
         upload_id=new_id("upload_"),
         at=now,
         filename=filename,
-        purpose=purpose,
-        bytes=size,
-        mime_type=mime_type,
-        file_lifetime_seconds=lifetime,
+        purpose=body.purpose,
+        bytes=body.bytes,
+        mime_type=body.mime_type,
+        file_lifetime_seconds=body.expires_after.seconds if body.expires_after else None,
     )
-    outcome = await _uploads(services).create(command, asking, lambda state: _encoded(state, now))
+    outcome = await _uploads(services).create(
+        command, asking, lambda state: _encoded(state, now), most_bytes=services.settings.max_project_bytes
+    )
     return stored_answer(outcome.response) if outcome.response and outcome.replayed else _ok(outcome.state, now)
 
 
 @get("/v1/uploads/{upload_id:str}")
-async def get_upload(services: TheServices, principal: ThePrincipal, upload_id: FromPath[str]) -> Upload:
+async def get_upload(services: TheServices, principal: ThePrincipal, upload_id: FromPath[str]) -> schema.Upload:
     """Describe an upload."""
     check_values({"upload_id": upload_id})
     state = await _uploads(services).get(principal.project, upload_id)
-    return _upload(state, int(time.time()), await _uploads(services).file_of(state))
+    return wire.upload(state, int(time.time()), await _uploads(services).file_of(state))
 
 
-@post("/v1/uploads/{upload_id:str}/parts", answer=UploadPart, form=PART_FORM, request_max_body_size=None)
+@post("/v1/uploads/{upload_id:str}/parts", answer=schema.UploadPart, form=schema.PartForm, request_max_body_size=None)
 async def add_part(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, upload_id: FromPath[str]
 ) -> Response[Any]:
@@ -139,14 +103,14 @@ async def add_part(
     raise AssertionError("a shielded scope swallows nothing")
 
 
-@post("/v1/uploads/{upload_id:str}/complete", answer=Upload, body=COMPLETE)
+@post("/v1/uploads/{upload_id:str}/complete", answer=schema.Upload, body=schema.CompleteUpload)
 async def complete_upload(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, upload_id: FromPath[str]
 ) -> Response[Any]:
     """Make a file of the parts, in the order of `part_ids`. The same again gives the same answer."""
     check_values({"upload_id": upload_id})
-    body = await read_object(request)
-    part_ids, md5 = _part_ids(body), _md5(body)
+    body = await read_body(request, schema.CompleteUpload)
+    part_ids, md5 = tuple(body.part_ids), _md5(body.md5)
     asking, answered = await asked(request, services, await request.body())
     if answered is not None:
         return stored_answer(answered)
@@ -163,7 +127,7 @@ async def complete_upload(
     return stored_answer(done.response) if done.response else _ok(done.state, now, done.file)
 
 
-@post("/v1/uploads/{upload_id:str}/cancel", answer=Upload)
+@post("/v1/uploads/{upload_id:str}/cancel", answer=schema.Upload)
 async def cancel_upload(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, upload_id: FromPath[str]
 ) -> Response[Any]:
@@ -192,7 +156,7 @@ async def _add(
     request: AnyRequest, services: Services, project: str, upload_id: str, blob: TemporaryBlob
 ) -> Response[Any]:
     part_id, now = new_id("part_"), int(time.time())
-    part = UploadPart(id=part_id, created_at=now, upload_id=upload_id)
+    part = schema.UploadPart(id=part_id, created_at=now, upload_id=upload_id)
     # Two parts may be equal, so only a key says that this one was sent before.
     content = blob.sha256 if request.headers.get("idempotency-key") else part_id
     asking, answered = await asked(request, services, content.encode())
@@ -211,25 +175,12 @@ def _uploads(services: Services) -> Uploads:
     return Uploads(services.pool, services.blobs, services.commands, min_free_bytes=floor)
 
 
-def _upload(state: UploadState, now: int, file: FileState | None = None) -> Upload:
-    return Upload(
-        id=state.id,
-        bytes=state.bytes,
-        created_at=state.created_at,
-        expires_at=state.expires_at,
-        filename=state.filename,
-        purpose=state.purpose,
-        status=state.status(now),
-        file=None if file is None else wire.file(file),
-    )
-
-
 def _encoded(state: UploadState, now: int, file: FileState | None = None) -> bytes:
-    return msgspec.json.encode(_upload(state, now, file))
+    return msgspec.json.encode(wire.upload(state, now, file))
 
 
 def _ok(state: UploadState, now: int, file: FileState | None = None) -> Response[Any]:
-    return Response(_upload(state, now, file), status_code=200)
+    return Response(wire.upload(state, now, file), status_code=200)
 
 
 def _too_large() -> InvalidRequest:
@@ -238,60 +189,12 @@ def _too_large() -> InvalidRequest:
     )
 
 
-def _size(body: dict[str, Any], most: int) -> int:
-    size = body.get("bytes")
-    if size is None:
-        raise InvalidRequest("Missing required parameter: bytes.", code="missing_required_parameter", param="bytes")
-    if not isinstance(size, int) or isinstance(size, bool):
-        wrong_type("bytes", "a whole number", size)
-    if not 0 <= size <= most:
-        raise InvalidRequest(f"bytes is {size}; it must be from 0 to {most}.", code="invalid_value", param="bytes")
-    return size
-
-
-def _lifetime(body: dict[str, Any]) -> int | None:
-    given = optional_object(body, "expires_after")
-    if given is None:
-        return None
-    seconds = given.get("seconds")
-    if seconds is not None and (not isinstance(seconds, int) or isinstance(seconds, bool)):
-        wrong_type("expires_after.seconds", "a whole number", seconds)
-    return check_lifetime(
-        given.get("anchor"), seconds, anchor_param="expires_after.anchor", seconds_param="expires_after.seconds"
-    )
-
-
-def _part_ids(body: dict[str, Any]) -> tuple[str, ...]:
-    given = body.get("part_ids")
-    if given is None:
-        raise InvalidRequest(
-            "Missing required parameter: part_ids.", code="missing_required_parameter", param="part_ids"
-        )
-    if not isinstance(given, list):
-        wrong_type("part_ids", "a list of part ids", given)
-    if len(given) > MAX_PARTS:
-        raise InvalidRequest(
-            f"part_ids has {len(given)} entries; an upload has at most {MAX_PARTS} parts.",
-            code="invalid_value",
-            param="part_ids",
-        )
-    for index, part_id in enumerate(given):
-        if not isinstance(part_id, str):
-            wrong_type(f"part_ids[{index}]", "a string", part_id)
-    return tuple(given)
-
-
-def _md5(body: dict[str, Any]) -> str | None:
-    given = body.get("md5")
-    if given is None:
-        return None
-    if not isinstance(given, str):
-        wrong_type("md5", "a string", given)
-    if not _MD5.fullmatch(given.lower()):
+def _md5(given: str | None) -> str | None:
+    if given is not None and not _MD5.fullmatch(given):
         raise InvalidRequest(
             f"md5 is {given[:80]!r}; it must be 32 hexadecimal digits.", code="invalid_value", param="md5"
         )
-    return given.lower()
+    return given and given.lower()
 
 
 HANDLERS = (create_upload, get_upload, add_part, complete_upload, cancel_upload)

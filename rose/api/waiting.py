@@ -18,12 +18,16 @@ async def waiting_for(services: Services, project: str, states: Sequence[JobStat
     waiting = [state for state in states if not state.is_terminal and state.status != "paused"]
     facts = await waiting_facts(services.pool, project, [state.id for state in waiting]) if waiting else {}
     reasons = {state.id: explain(state, facts[state.id]) for state in waiting if state.id in facts}
-    reasons |= {
-        state.id: f"it is paused ({state.paused_because or 'requested'}); resume it to go on"
-        for state in states
-        if state.status == "paused"
-    }
+    reasons |= {state.id: why_paused(state) for state in states if state.status == "paused"}
     return {job_id: reason for job_id, reason in reasons.items() if reason is not None}
+
+
+def why_paused(state: JobState) -> str:
+    """Return why a paused job is held, and what ends that. Pure."""
+    if state.paused_because != "no_space":
+        return "it is paused (requested); resume it to go on"
+    full = f"the disk is full: {state.pause_detail}" if state.pause_detail else "the disk is full"
+    return f"it is paused ({full}); it goes on once there is room"
 
 
 def explain(state: JobState, facts: WaitingFacts) -> str | None:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import time
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import msgspec
 from litestar import Response
-from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import FromPath
 
 from projections import webhooks as webhooks_view
-from rose.api import wire
+from rose.api import schema, wire
 from rose.api.asking import asked, stored_answer
-from rose.api.body import check_values, query_page, read_object
+from rose.api.decoding import read_body, read_query
 from rose.api.errors import AnyRequest
 from rose.api.principal import ThePrincipal
-from rose.api.routes import AFTER, BOOLEAN, TEXT, delete, get, limit, listing, post, record
+from rose.api.routes import delete, get, post
 from rose.api.services import Services, TheServices
+from rose.decoding import check_values
 from rose.domain.webhooks import (
     EVENT_TYPES,
     SENT_TYPES,
@@ -36,108 +35,16 @@ from rose.webhooks.samples import sample
 from rose.webhooks.sending import Sender
 from rose.webhooks.signing import Payload, headers, hint, new_secret
 
-MAX_NAME = 256
 MAX_LISTED = 100
 PATH = "/v1/webhook_endpoints"
 ONE = f"{PATH}/{{webhook_endpoint_id:str}}"
-EVENT_TYPE = Schema(type=OpenAPIType.STRING, enum=list(EVENT_TYPES))
-STATUS = Schema(type=OpenAPIType.STRING, enum=["enabled", "disabled"])
-
-Body = TypeVar("Body")
-_NAMES = {
-    "str": "a string",
-    "bool": "a boolean",
-    "int": "a number",
-    "float": "a number",
-    "array": "a list",
-    "object": "an object",
-    "null": "null",
-}
 
 
-class CreateBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What an endpoint shall be."""
-
-    event_types: list[str]
-    name: str
-    url: str
-
-
-class UpdateBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What shall be different."""
-
-    event_types: list[str] | msgspec.UnsetType = msgspec.UNSET
-    name: str | msgspec.UnsetType = msgspec.UNSET
-    url: str | msgspec.UnsetType = msgspec.UNSET
-    status: str | msgspec.UnsetType = msgspec.UNSET
-    """ROSE: enabled or disabled."""
-
-
-class RotateBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What becomes of the old secret."""
-
-    keep_old_secret_active_for_24_hours: bool = False
-
-
-class TestBody(msgspec.Struct, frozen=True, kw_only=True):
-    """Which event to make up."""
-
-    event_type: str
-
-
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where events go."""
-
-    id: str
-    object: Literal["webhook_endpoint"] = "webhook_endpoint"
-    created_at: int
-    updated_at: int
-    """Last change of the configuration or the secret."""
-    event_types: tuple[str, ...]
-    name: str
-    url: str
-    signing_secret_hint: str
-    status: Literal["enabled", "disabled"]
-    """ROSE: to a disabled one nothing is sent; an update with the status enabled or another address ends that."""
-    disabled_reason: str | None
-    """ROSE: requested, gone (the receiver answered 410) or failing (nothing arrived for three days)."""
-    disabled_detail: str | None
-    """ROSE: what happened."""
-
-
-class EndpointWithSecret(Endpoint, frozen=True, kw_only=True):
-    """The same, with the secret: it is shown this once."""
-
-    signing_secret: str
-
-
-class TestResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What the receiver answered."""
-
-    object: Literal["webhook_endpoint.test"] = "webhook_endpoint.test"
-    event_type: str
-    status_code: int
-    success: Literal[True] = True
-    """That there was an answer, whatever its status."""
-    webhook_endpoint_id: str
-
-
-class EventTypes(msgspec.Struct, frozen=True, kw_only=True):
-    """Events that ROSE sends."""
-
-    object: Literal["list"] = "list"
-    data: tuple[str, ...]
-
-
-@post(
-    PATH,
-    answer=EndpointWithSecret,
-    body=record(("event_types", "name", "url"), event_types=listing(EVENT_TYPE), name=TEXT, url=TEXT),
-)
+@post(PATH, answer=schema.WebhookEndpointWithSecret, body=schema.CreateWebhookEndpoint)
 async def create_endpoint(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> Response[Any]:
     """Send events to an address from now on. The secret is shown this once."""
-    body = await _read(request, CreateBody)
-    name, types = _name(body.name), _event_types(body.event_types)
+    body = await read_body(request, schema.CreateWebhookEndpoint)
+    types = _event_types(body.event_types)
     await _check_url(services, body.url)
     asking, answered = await asked(request, services, await request.body())
     if answered is not None:
@@ -147,7 +54,7 @@ async def create_endpoint(request: AnyRequest, services: TheServices, principal:
         webhook_id=new_id("whe_"),
         project=principal.project,
         at=int(time.time()),
-        name=name,
+        name=body.name,
         url=body.url,
         event_types=types,
         secret_id=secret_id,
@@ -156,33 +63,36 @@ async def create_endpoint(request: AnyRequest, services: TheServices, principal:
     outcome = await _endpoints(services).create(command, secret, asking, _encoded_with_secret)
     if outcome.replayed and outcome.response:
         return await _replayed(services, outcome.response)
-    return _ok(_with_secret(outcome.state, secret))
+    return _ok(wire.webhook_endpoint_with_secret(outcome.state, secret))
 
 
-@get(PATH, queries=(limit(20, MAX_LISTED), AFTER))
-async def list_endpoints(request: AnyRequest, services: TheServices, principal: ThePrincipal) -> wire.Listing[Endpoint]:
+@get(PATH, query=schema.PageQuery)
+async def list_endpoints(
+    request: AnyRequest, services: TheServices, principal: ThePrincipal
+) -> schema.Listing[schema.WebhookEndpoint]:
     """List the project's endpoints, newest first."""
-    page = query_page(request, default=20, maximum=MAX_LISTED, clamp=True)
-    check_values({"after": page.after})
-    found = await webhooks_view.newest_first(services.pool, principal.project, limit=page.limit, after=page.after)
-    return wire.listing([_endpoint(state) for state in found.entries], has_more=found.has_more)
+    query = read_query(request, schema.PageQuery)
+    found = await webhooks_view.newest_first(
+        services.pool, principal.project, limit=min(query.limit, MAX_LISTED), after=query.after or None
+    )
+    return wire.listing([wire.webhook_endpoint(state) for state in found.entries], has_more=found.has_more)
 
 
 @get(ONE)
-async def get_endpoint(services: TheServices, principal: ThePrincipal, webhook_endpoint_id: FromPath[str]) -> Endpoint:
+async def get_endpoint(
+    services: TheServices, principal: ThePrincipal, webhook_endpoint_id: FromPath[str]
+) -> schema.WebhookEndpoint:
     """Describe an endpoint."""
-    return _endpoint(await _existing(services, principal.project, webhook_endpoint_id))
+    return wire.webhook_endpoint(await _existing(services, principal.project, webhook_endpoint_id))
 
 
-@post(ONE, answer=Endpoint, body=record((), event_types=listing(EVENT_TYPE), name=TEXT, url=TEXT, status=STATUS))
+@post(ONE, answer=schema.WebhookEndpoint, body=schema.UpdateWebhookEndpoint)
 async def update_endpoint(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, webhook_endpoint_id: FromPath[str]
 ) -> Response[Any]:
     """Change an endpoint; what is not named stays."""
-    body = await _read(request, UpdateBody)
-    if body.status is not msgspec.UNSET and body.status not in ("enabled", "disabled"):
-        raise _wrong("status", f"is {body.status[:40]!r}; it must be enabled or disabled")
-    name = None if body.name is msgspec.UNSET else _name(body.name)
+    body = await read_body(request, schema.UpdateWebhookEndpoint)
+    name = None if body.name is msgspec.UNSET else body.name
     types = None if body.event_types is msgspec.UNSET else _event_types(body.event_types)
     state = await _existing(services, principal.project, webhook_endpoint_id)
     url = None if body.url is msgspec.UNSET else body.url
@@ -199,10 +109,14 @@ async def update_endpoint(
         enabled=None if body.status is msgspec.UNSET else body.status == "enabled",
     )
     outcome = await _endpoints(services).change(principal.project, state.id, command, asking, _encoded)
-    return stored_answer(outcome.response) if outcome.replayed and outcome.response else _ok(_endpoint(outcome.state))
+    return (
+        stored_answer(outcome.response)
+        if outcome.replayed and outcome.response
+        else _ok(wire.webhook_endpoint(outcome.state))
+    )
 
 
-@delete(ONE, answer=wire.Deleted)
+@delete(ONE, answer=schema.Deleted)
 async def delete_endpoint(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, webhook_endpoint_id: FromPath[str]
 ) -> Response[Any]:
@@ -211,7 +125,7 @@ async def delete_endpoint(
     if answered is not None:
         return stored_answer(answered)
     state = await _existing(services, principal.project, webhook_endpoint_id)
-    gone = wire.Deleted(id=state.id, object="webhook_endpoint.deleted")
+    gone = schema.Deleted(id=state.id, object="webhook_endpoint.deleted")
     command = DeleteWebhook(at=int(time.time()))
     await _endpoints(services).change(principal.project, state.id, command, asking, lambda _: msgspec.json.encode(gone))
     return _ok(gone)
@@ -219,14 +133,15 @@ async def delete_endpoint(
 
 @post(
     f"{ONE}/rotate_secret",
-    answer=EndpointWithSecret,
-    body=record((), keep_old_secret_active_for_24_hours=BOOLEAN),
+    answer=schema.WebhookEndpointWithSecret,
+    body=schema.RotateWebhookSecret,
+    optional_body=True,
 )
 async def rotate_secret(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, webhook_endpoint_id: FromPath[str]
 ) -> Response[Any]:
     """Sign with another secret, which is shown this once; the old one ends at once, or signs, too, for 24 hours."""
-    body = await _read(request, RotateBody) if await request.body() else RotateBody()
+    body = await read_body(request, schema.RotateWebhookSecret, empty_allowed=True)
     state = await _existing(services, principal.project, webhook_endpoint_id)
     asking, answered = await asked(request, services, await request.body())
     if answered is not None:
@@ -243,15 +158,15 @@ async def rotate_secret(
     )
     if outcome.replayed and outcome.response:
         return await _replayed(services, outcome.response)
-    return _ok(_with_secret(outcome.state, secret))
+    return _ok(wire.webhook_endpoint_with_secret(outcome.state, secret))
 
 
-@post(f"{ONE}/test", answer=TestResult, body=record(("event_type",), event_type=EVENT_TYPE))
+@post(f"{ONE}/test", answer=schema.WebhookTestResult, body=schema.TestWebhookEndpoint)
 async def test_endpoint(
     request: AnyRequest, services: TheServices, principal: ThePrincipal, webhook_endpoint_id: FromPath[str]
 ) -> Response[Any]:
     """Send a made-up event now, also to an endpoint that is switched off, and tell what the receiver answers."""
-    body = await _read(request, TestBody)
+    body = await read_body(request, schema.TestWebhookEndpoint)
     [event_type] = _event_types([body.event_type], "event_type")
     state = await _existing(services, principal.project, webhook_endpoint_id)
     now = int(time.time())
@@ -264,13 +179,13 @@ async def test_endpoint(
         raise InvalidRequest(
             f"The event could not be delivered to {state.url}: {answer.error}.", code="webhook_not_delivered"
         )
-    return _ok(TestResult(event_type=event_type, status_code=answer.status, webhook_endpoint_id=state.id))
+    return _ok(schema.WebhookTestResult(event_type=event_type, status_code=answer.status, webhook_endpoint_id=state.id))
 
 
 @get("/v1/webhook_event_types")
-async def list_event_types() -> EventTypes:
+async def list_event_types() -> schema.WebhookEventTypes:
     """List the events that are sent. An endpoint can ask for OpenAI's others, too; they do not happen here."""
-    return EventTypes(data=SENT_TYPES)
+    return schema.WebhookEventTypes(data=SENT_TYPES)
 
 
 def _endpoints(services: Services) -> Endpoints:
@@ -282,24 +197,6 @@ async def _existing(services: Services, project: str, webhook_id: str) -> Webhoo
     return await _endpoints(services).get(project, webhook_id)
 
 
-async def _read(request: AnyRequest, kind: type[Body]) -> Body:
-    """Return the request's JSON as `kind`. Raises: InvalidRequest naming the field that does not fit."""
-    given = await read_object(request)
-    try:
-        return msgspec.convert(given, kind)
-    except msgspec.ValidationError as error:
-        missing = re.match(r"Object missing required field `(\w+)`", str(error))
-        if missing:
-            name = missing[1]
-            text = f"Missing required parameter: {name}."
-            raise InvalidRequest(text, code="missing_required_parameter", param=name) from None
-        found = re.match(r"Expected `(\w+)[^`]*`, got `(\w+)` - at `\$\.([^`]+)`", str(error))
-        if found is None:
-            raise InvalidRequest(f"The request body is not right: {error}.", code="invalid_type") from None
-        expected, got, name = (_NAMES.get(found[1], found[1]), _NAMES.get(found[2], found[2]), found[3])
-        raise InvalidRequest(f"{name} must be {expected}; it is {got}.", code="invalid_type", param=name) from None
-
-
 async def _check_url(services: Services, url: str) -> None:
     private = services.settings.webhook_private_targets
     parsed = targets.parse(url, private=private)
@@ -307,15 +204,7 @@ async def _check_url(services: Services, url: str) -> None:
         await targets.addresses(parsed, private=False)
 
 
-def _name(name: str) -> str:
-    if not 0 < len(name) <= MAX_NAME:
-        raise _wrong("name", f"must have 1 to {MAX_NAME} characters; it has {len(name)}")
-    return name
-
-
 def _event_types(given: list[str], field: str = "event_types") -> tuple[str, ...]:
-    if not given:
-        raise _wrong(field, "is empty; name at least one event type")
     for index, one in enumerate(given):
         if one not in EVENT_TYPES:
             name = f"{field}[{index}]" if field == "event_types" else field
@@ -327,42 +216,18 @@ def _wrong(param: str, what: str) -> InvalidRequest:
     return InvalidRequest(f"{param} {what}.", code="invalid_value", param=param)
 
 
-def _endpoint(state: WebhookState) -> Endpoint:
-    return Endpoint(**_fields(state))
-
-
-def _with_secret(state: WebhookState, secret: str) -> EndpointWithSecret:
-    return EndpointWithSecret(**_fields(state), signing_secret=secret)
-
-
-def _fields(state: WebhookState) -> dict[str, Any]:
-    off = state.disabled
-    return {
-        "id": state.id,
-        "created_at": state.created_at,
-        "updated_at": state.updated_at,
-        "event_types": state.event_types,
-        "name": state.name,
-        "url": state.url,
-        "signing_secret_hint": state.secrets[0].hint,
-        "status": "enabled" if off is None else "disabled",
-        "disabled_reason": None if off is None else off.reason,
-        "disabled_detail": None if off is None else off.detail,
-    }
-
-
 def _encoded(state: WebhookState) -> bytes:
-    return msgspec.json.encode(_endpoint(state))
+    return msgspec.json.encode(wire.webhook_endpoint(state))
 
 
 def _encoded_with_secret(state: WebhookState) -> bytes:
     """What is stored with the command: the id of the secret in its place, as no secret outlives its use."""
-    return msgspec.json.encode(_with_secret(state, state.secrets[0].id))
+    return msgspec.json.encode(wire.webhook_endpoint_with_secret(state, state.secrets[0].id))
 
 
 async def _replayed(services: Services, stored: bytes) -> Response[Any]:
     """Give an answer again that told a secret. Raises: InvalidState when the secret is not kept any more."""
-    answer = msgspec.json.decode(stored, type=EndpointWithSecret)
+    answer = msgspec.json.decode(stored, type=schema.WebhookEndpointWithSecret)
     found = await webhooks_view.secrets(services.pool, [answer.signing_secret])
     if not found:
         raise InvalidState(

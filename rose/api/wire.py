@@ -1,25 +1,28 @@
-"""The objects that clients see: OpenAI's fields (CONTRACT 3, 5, 7) and ROSE's own beside them.
-
-Pure: a state and a moment in, a struct out. Fields marked "ROSE" are not in OpenAI's schema; the SDKs pass them on.
-"""
+"""Makes the answers that clients see. Pure: a state and a moment in, a struct of schema.py out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from projections.checkpoints import CheckpointRow
-from rose.domain.artifacts import Artifact
+from projections.damage import DAMAGED_ROW
+from projections.files import DamagedFile
+from projections.models import DamagedModel
+from rose.api import schema
+from rose.domain import keys, projects
 from rose.domain.files import FileState
-from rose.domain.job_values import BaseModel, JobError, Warning
 from rose.domain.jobs import JobState
 from rose.domain.messages import JobMessage
 from rose.domain.models import ModelState
-from rose.language_models.locate import Origin, RoseFacts
+from rose.domain.permissions import PermissionState
+from rose.domain.uploads import UploadState
+from rose.domain.webhooks import WebhookState
+from rose.language_models.locate import RoseFacts
+from rose.tenants import PREFIXES
 
-ORGANIZATION = "org-rose"
 ECHOED = (
     "n_epochs",
     "batch_size",
@@ -33,18 +36,6 @@ ECHOED = (
 )
 """The hyperparameters that a request may name and a job echoes."""
 
-Entry = TypeVar("Entry")
-
-
-class Listing(msgspec.Struct, Generic[Entry], frozen=True, kw_only=True):
-    """One page of a list; `after` takes `last_id` for the next one."""
-
-    object: Literal["list"] = "list"
-    data: list[Entry]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
 
 class _Named(Protocol):
     @property
@@ -54,9 +45,9 @@ class _Named(Protocol):
 NamedEntry = TypeVar("NamedEntry", bound=_Named)
 
 
-def listing(data: list[NamedEntry], *, has_more: bool, none: str | None = None) -> Listing[NamedEntry]:
+def listing(data: list[NamedEntry], *, has_more: bool, none: str | None = None) -> schema.Listing[NamedEntry]:
     """Return a page of a list; `none` stands for the ids of an empty one (OpenAI's file list wants a text there)."""
-    return Listing(
+    return schema.Listing(
         data=data,
         first_id=data[0].id if data else none,
         last_id=data[-1].id if data else none,
@@ -64,158 +55,31 @@ def listing(data: list[NamedEntry], *, has_more: bool, none: str | None = None) 
     )
 
 
-class Deleted(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to a deletion."""
-
-    id: str
-    object: str
-    deleted: bool = True
-
-
-class File(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A file. Optional fields are left out, not null."""
-
-    id: str
-    object: str
-    bytes: int
-    created_at: int
-    filename: str
-    purpose: str
-    status: str
-    sha256: str
-    """ROSE: hash of the content; an identical file need not be uploaded again."""
-    expires_at: int | msgspec.UnsetType = msgspec.UNSET
-    job_id: str | msgspec.UnsetType = msgspec.UNSET
-    """ROSE: the job that made this result file."""
-
-
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """ROSE: how far a job is."""
-
-    phase: str
-    """wait, download, build, validate, load, train, evaluate, save or done."""
-    step: int
-    total_steps: int | None
-    """None until the file is validated."""
-    percent: int
-    """100 only when the model answers."""
-
-
-class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A fine-tuning job."""
-
-    id: str
-    object: Literal["fine_tuning.job"] = "fine_tuning.job"
-    created_at: int
-    finished_at: int | None
-    estimated_finish: int | None
-    status: str
-    model: str
-    fine_tuned_model: str | None
-    organization_id: str = ORGANIZATION
-    training_file: str
-    validation_file: str | None
-    hyperparameters: dict[str, Any]
-    method: dict[str, Any]
-    seed: int
-    trained_tokens: int | None
-    result_files: list[str]
-    error: dict[str, Any] | None
-    """code, message, param; ROSE: log (path of the run's log file), problems."""
-    integrations: list[dict[str, Any]] | None
-    metadata: dict[str, str] | None
-    user_provided_suffix: str | None
-    base_model: BaseModel | None
-    """ROSE: the base exactly, once the job is validated."""
-    reserved_model: str
-    """ROSE: the name that the fine-tuned model has or will have."""
-    resolved_hyperparameters: dict[str, Any] | None
-    """ROSE: every number of the run, and under `reasons` why it is that number."""
-    waiting_for: str | None
-    """ROSE: why nothing happens at the moment; null while something does."""
-    progress: Progress
-    warnings: list[Warning]
-    stopped_early: bool
-    training_data: Artifact | None
-    """ROSE: path, size and hash of the training content that this job uses."""
-    code_version: str
-    """ROSE: version of the code that created the job."""
-
-
-class JobEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that happened to a job."""
-
-    id: str
-    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
-    created_at: int
-    level: str
-    message: str
-    type: str
-    data: dict[str, Any]
-
-
-class JobCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A usable model of the state after an epoch."""
-
-    id: str
-    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
-    created_at: int
-    fine_tuning_job_id: str
-    fine_tuned_model_checkpoint: str
-    step_number: int
-    metrics: dict[str, float]
-
-
-class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A model that answers, or a base that can be trained."""
-
-    id: str
-    object: str
-    created: int
-    owned_by: str
-    kind: str
-    """ROSE: base, adapter or full."""
-    source: str
-    """ROSE: hub id, folder, built-in or imported name of the base."""
-    job_id: str | msgspec.UnsetType = msgspec.UNSET
-    """ROSE: the job that made it."""
-    base_model: BaseModel | msgspec.UnsetType = msgspec.UNSET
-    """ROSE: the base exactly."""
-    step: int | msgspec.UnsetType = msgspec.UNSET
-    """ROSE: training step whose state this is."""
-    artifact: Artifact | msgspec.UnsetType = msgspec.UNSET
-    """ROSE: path in the blob folder, size and hash."""
-    folder: str | msgspec.UnsetType = msgspec.UNSET
-    """ROSE: absolute folder of the adapter (PEFT) or model, on the server's host."""
-    origin: Origin | msgspec.UnsetType = msgspec.UNSET
-    """ROSE: the file that an imported base was made of."""
-    quantisation: str | msgspec.UnsetType = msgspec.UNSET
-    """ROSE: how an imported base's numbers were rounded before, for example `Q4_1, dequantised to float16`."""
-
-
-def file(state: FileState) -> File:
-    """Return the file as clients see it."""
-    assert state.artifact is not None
-    return File(
+def file(state: FileState) -> schema.File:
+    """Return the file as clients see it; of one whose row is damaged what is left."""
+    damaged = isinstance(state, DamagedFile)
+    assert state.artifact is not None or damaged
+    return schema.File(
         id=state.id,
         object="file",
-        bytes=state.artifact.bytes,
+        bytes=state.artifact.bytes if state.artifact else 0,
         created_at=state.created_at,
         filename=state.filename,
         purpose=state.purpose,
-        status="processed",
-        sha256=state.artifact.sha256,
+        status="error" if damaged else "processed",
+        status_details=state.damage if damaged else msgspec.UNSET,
+        sha256=state.artifact.sha256 if state.artifact else "",
         expires_at=msgspec.UNSET if state.expires_at is None else state.expires_at,
         job_id=msgspec.UNSET if state.job_id is None else state.job_id,
     )
 
 
-def job(state: JobState, *, now: float, waiting_for: str | None = None) -> Job:
+def job(state: JobState, *, now: float, waiting_for: str | None = None) -> schema.Job:
     """Return the job as clients see it; `now` in Unix seconds, for the estimate while it runs."""
     chosen = state.hyperparameters
     echo = _echoed(state)
     succeeded = state.status == "succeeded"
-    return Job(
+    return schema.Job(
         id=state.id,
         created_at=state.created_at,
         finished_at=state.finished_at,
@@ -230,7 +94,7 @@ def job(state: JobState, *, now: float, waiting_for: str | None = None) -> Job:
         seed=state.seed,
         trained_tokens=state.trained_tokens,
         result_files=[state.result_file] if state.result_file else [],
-        error=_error(state.error),
+        error=state.error,
         integrations=list(state.integrations) if state.integrations is not None else None,
         metadata=state.metadata,
         user_provided_suffix=state.suffix,
@@ -246,9 +110,9 @@ def job(state: JobState, *, now: float, waiting_for: str | None = None) -> Job:
     )
 
 
-def job_event(message: JobMessage, created_at: int) -> JobEvent:
+def job_event(message: JobMessage, created_at: int) -> schema.JobEvent:
     """Return the job event as clients see it, in list and stream alike."""
-    return JobEvent(
+    return schema.JobEvent(
         id=message.id,
         created_at=created_at,
         level=message.level,
@@ -258,9 +122,9 @@ def job_event(message: JobMessage, created_at: int) -> JobEvent:
     )
 
 
-def checkpoint(made: CheckpointRow) -> JobCheckpoint:
+def checkpoint(made: CheckpointRow) -> schema.JobCheckpoint:
     """Return the checkpoint as clients see it."""
-    return JobCheckpoint(
+    return schema.JobCheckpoint(
         id=made.id,
         created_at=made.created_at,
         fine_tuning_job_id=made.job_id,
@@ -270,15 +134,15 @@ def checkpoint(made: CheckpointRow) -> JobCheckpoint:
     )
 
 
-def fine_tuned_model(state: ModelState, folder: str) -> Model:
+def fine_tuned_model(state: ModelState, folder: str) -> schema.Model:
     """Return a fine-tuned model as clients see it; `folder` is where its files lie."""
     assert state.artifact is not None
     assert state.base is not None
-    return Model(
+    return schema.Model(
         id=state.name,
         object="model",
         created=state.created_at,
-        owned_by=ORGANIZATION,
+        owned_by=schema.ORGANIZATION,
         kind=state.kind,
         source=state.base.source,
         job_id=state.job_id,
@@ -289,10 +153,24 @@ def fine_tuned_model(state: ModelState, folder: str) -> Model:
     )
 
 
-def base_model(name: str, source: str, facts: RoseFacts | None = None) -> Model:
+def damaged_model(state: DamagedModel) -> schema.Model:
+    """Return what is left of a model whose row is damaged."""
+    return schema.Model(
+        id=state.name or state.job_id,
+        object="model",
+        created=state.created_at,
+        owned_by=schema.ORGANIZATION,
+        kind=state.kind,
+        source=state.base.source if state.base else "",
+        job_id=state.job_id,
+        error=schema.ModelError(code=DAMAGED_ROW, message=state.damage),
+    )
+
+
+def base_model(name: str, source: str, facts: RoseFacts | None = None) -> schema.Model:
     """Return a base model under the name by which it is known here; `facts` if it was imported on this machine."""
     origin = facts.origin if facts else None
-    return Model(
+    return schema.Model(
         id=name,
         object="model",
         created=0,
@@ -304,25 +182,108 @@ def base_model(name: str, source: str, facts: RoseFacts | None = None) -> Model:
     )
 
 
+def upload(state: UploadState, now: int, made: FileState | None = None) -> schema.Upload:
+    """Return the upload as clients see it; `made` is the file once the upload is completed."""
+    return schema.Upload(
+        id=state.id,
+        bytes=state.bytes,
+        created_at=state.created_at,
+        expires_at=state.expires_at,
+        filename=state.filename,
+        purpose=state.purpose,
+        status=state.status(now),
+        file=None if made is None else file(made),
+    )
+
+
+def permission(state: PermissionState) -> schema.Permission:
+    """Return the permission as clients see it."""
+    return schema.Permission(id=state.id, created_at=state.created_at, project_id=state.grantee)
+
+
+def project(state: projects.ProjectState) -> schema.Project:
+    """Return the project as clients see it."""
+    return schema.Project(
+        id=state.project,
+        name=state.name,
+        created_at=state.created_at,
+        archived_at=state.archived_at,
+        status="active" if state.archived_at is None else "archived",
+    )
+
+
+def service_account(account: keys.ServiceAccount) -> schema.ServiceAccount:
+    """Return the service account as clients see it."""
+    return schema.ServiceAccount(
+        id=account.id,
+        object="organization.project.service_account",
+        name=account.name,
+        created_at=account.created_at,
+        role="member",
+    )
+
+
+def fresh_key(state: keys.KeyState, secret: str) -> schema.ServiceAccountKey:
+    """Return a key with its secret, as it is shown once."""
+    return schema.ServiceAccountKey(
+        id=state.id,
+        name=state.name,
+        created_at=state.created_at,
+        value=secret,
+        expires_at=state.expires_at,
+        scope=state.scope,
+        kind=state.kind,
+    )
+
+
+def key(state: keys.KeyState) -> schema.ApiKey:
+    """Return the key as clients see it."""
+    return schema.ApiKey(
+        id=state.id,
+        name=state.name,
+        redacted_value=f"{PREFIXES[state.kind]}…{state.hint}",
+        created_at=state.created_at,
+        last_used_at=None,
+        expires_at=state.expires_at,
+        owner=schema.KeyOwner(service_account=service_account(state.account)),
+        scope=state.scope,
+        kind=state.kind,
+    )
+
+
+def webhook_endpoint(state: WebhookState) -> schema.WebhookEndpoint:
+    """Return the endpoint as clients see it."""
+    return schema.WebhookEndpoint(**_endpoint(state))
+
+
+def webhook_endpoint_with_secret(state: WebhookState, secret: str) -> schema.WebhookEndpointWithSecret:
+    """Return the endpoint with its secret, as it is shown once."""
+    return schema.WebhookEndpointWithSecret(**_endpoint(state), signing_secret=secret)
+
+
+def _endpoint(state: WebhookState) -> dict[str, Any]:
+    off = state.disabled
+    return {
+        "id": state.id,
+        "created_at": state.created_at,
+        "updated_at": state.updated_at,
+        "event_types": state.event_types,
+        "name": state.name,
+        "url": state.url,
+        "signing_secret_hint": state.secrets[0].hint,
+        "status": "enabled" if off is None else "disabled",
+        "disabled_reason": None if off is None else off.reason,
+        "disabled_detail": None if off is None else off.detail,
+    }
+
+
 def _echoed(state: JobState) -> dict[str, Any]:
     """Return the hyperparameters as requested, with `auto` replaced by the numbers chosen once there are any."""
     given: Mapping[str, Any] = msgspec.to_builtins(state.hyperparameters or state.requested)
     return {name: given[name] for name in ECHOED}
 
 
-def _error(error: JobError | None) -> dict[str, Any] | None:
-    if error is None:
-        return None
-    return {
-        "code": error.code,
-        "message": error.message,
-        "param": error.param,
-        "log": error.log,
-        "problems": list(error.problems),
-    }
-
-
-def _progress(state: JobState) -> Progress:
+def _progress(state: JobState) -> schema.Progress:
     total = state.hyperparameters.total_steps if state.hyperparameters else None
     if state.is_terminal:
         phase = "done"
@@ -331,7 +292,7 @@ def _progress(state: JobState) -> Progress:
     else:
         phase = state.run.phase
     percent = min(99, 100 * state.last_step // total) if total else 0
-    return Progress(
+    return schema.Progress(
         phase=phase,
         step=state.last_step,
         total_steps=total,

@@ -17,7 +17,6 @@ from rose.bus.answers import (
     StreamSettings,
 )
 from rose.bus.bus import Bus, Wake
-from rose.bus.connection import without_password
 from rose.bus.consumer import Consumer
 
 __all__ = [
@@ -32,5 +31,4 @@ __all__ = [
     "StreamFacts",
     "StreamSettings",
     "Wake",
-    "without_password",
 ]

@@ -14,7 +14,6 @@ import nats.errors
 from nats.js.api import (
     AckPolicy,
     ConsumerConfig,
-    ConsumerInfo,
     DeliverPolicy,
     DiscardPolicy,
     RetentionPolicy,
@@ -41,8 +40,6 @@ log = logging.getLogger(__name__)
 
 HEADER_FRAME_BYTES = 12
 """The line `NATS/1.0` and an empty line."""
-OURS = {"rose": "reader"}
-"""Metadata of the consumers that ROSE keeps for its readers; it leaves all others alone."""
 
 
 class Wake:
@@ -247,44 +244,37 @@ class Bus:
         finally:
             await consumer.close()
 
-    # --- consumers of readers ---------------------------------------------------------------------------------------
+    async def consumers(self, stream: str) -> set[str] | None:
+        """Return the names of a stream's durable consumers, None when there is no stream.
 
-    async def readers(self, stream: str) -> set[str]:
-        """Return the names of the consumers that `create_reader` made. Raises: BusUnavailable, BusRefused."""
-        jetstream = self._current().jetstream
-        found: list[ConsumerInfo] = []
-        while True:
-            with translated():
-                page = await jetstream.consumers_info(stream, offset=len(found))
-            found += page
-            if not page:
-                return {info.name for info in found if OURS.items() <= (info.config.metadata or {}).items()}
-
-    async def create_reader(self, stream: str, name: str, filter_subject: str) -> None:
-        """Create the durable pull consumer of a reader, from the stream's beginning; idempotent.
-
-        The next message comes only after the last one was acknowledged. Raises: BusUnavailable, BusRefused.
+        Raises: BusUnavailable, BusRefused.
         """
+        names: set[str] = set()
+        try:
+            with translated():
+                while page := await self._current().jetstream.consumers_info(stream, offset=len(names)):
+                    names |= {one.name for one in page}
+        except BusRefused as error:
+            if error.error_code in NOT_FOUND:
+                return None
+            raise
+        return names
+
+    async def create_consumer(self, stream: str, durable: str, *, filter_subject: str) -> None:
+        """Make a durable pull consumer that starts at the stream's beginning. Raises: BusUnavailable, BusRefused."""
         config = ConsumerConfig(
-            durable_name=name,
+            durable_name=durable,
             ack_policy=AckPolicy.EXPLICIT,
             deliver_policy=DeliverPolicy.ALL,
-            max_ack_pending=1,
             filter_subject=filter_subject,
-            metadata=OURS,
         )
         with translated():
             await self._current().jetstream.add_consumer(stream, config)
 
-    async def delete_consumer(self, stream: str, name: str) -> bool:
-        """Delete a consumer; return whether it existed. Raises: BusUnavailable, BusRefused."""
-        try:
-            with translated():
-                return await self._current().jetstream.delete_consumer(stream, name)
-        except BusRefused as error:
-            if error.error_code in NOT_FOUND:
-                return False
-            raise
+    async def delete_consumer(self, stream: str, durable: str) -> None:
+        """Remove a consumer. Raises: BusUnavailable, BusRefused."""
+        with translated():
+            await self._current().jetstream.delete_consumer(stream, durable)
 
     # --- the connection ---------------------------------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ async def connected(url: str, *, token: str | None, name: str, generation: int) 
 
     async def on_error(error: Exception) -> None:
         nonlocal told
-        log.log(logging.DEBUG if told else logging.WARNING, "NATS at %s: %s", without_password(url), text_of(error))
+        log.log(logging.DEBUG if told else logging.WARNING, "NATS at %s: %s", _without_password(url), text_of(error))
         told = True
 
     async def on_loss() -> None:
@@ -91,6 +91,5 @@ async def connected(url: str, *, token: str | None, name: str, generation: int) 
             await client.close()
 
 
-def without_password(url: str) -> str:
-    """Return host and port of an address, for messages."""
+def _without_password(url: str) -> str:
     return url.rpartition("@")[2]

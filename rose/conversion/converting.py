@@ -88,8 +88,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 class TooManyDrops(InvalidDataset):
     """More rows would be left out than goes without being allowed to."""
 
+    default_code = "too_many_drops"
+
     def __init__(self, message: str, details: list[str], hint: str | None) -> None:
-        super().__init__(message, code="too_many_drops", hint=hint)
+        super().__init__(message, hint=hint)
         self.details = details
 
 

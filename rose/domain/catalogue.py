@@ -39,7 +39,7 @@ EVENTS: dict[str, tuple[int, type[Any]]] = {
     "job.checkpoint_saved": (1, job_events.CheckpointSaved),
     "job.warned": (1, job_events.JobWarned),
     "job.run_released": (1, job_events.RunReleased),
-    "job.paused": (1, job_events.JobPaused),
+    "job.paused": (2, job_events.JobPaused),
     "job.cancelled": (1, job_events.JobCancelled),
     "job.succeeded": (1, job_events.JobSucceeded),
     "job.failed": (1, job_events.JobFailed),
@@ -69,6 +69,7 @@ UPCASTERS: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {
     ("job.created", 1): lambda data: _renamed(
         {**data, "project": DEFAULT_PROJECT}, base="base_request", hyperparameters="requested"
     ),
+    ("job.paused", 1): lambda data: {**data, **_pause(data["reason"])},
     ("file.uploaded", 1): lambda data: {**data, "project": DEFAULT_PROJECT},
     ("model.registered", 1): lambda data: {**data, "project": DEFAULT_PROJECT},
 }
@@ -112,6 +113,13 @@ def decode(name: str, schema: int, data: bytes | str | dict[str, Any]) -> Event:
             f"The log holds {name} (schema {schema}), which this version of ROSE does not know. Update ROSE."
         )
     return msgspec.convert(found, known[1])
+
+
+def _pause(text: str) -> dict[str, str]:
+    """Return reason and detail of a pause, which were one text: `requested`, or `no_space: ` and what happened."""
+    if text == "requested":
+        return {"reason": text, "detail": ""}
+    return {"reason": "no_space", "detail": text.removeprefix("no_space: ")}
 
 
 def _renamed(data: dict[str, Any], **names: str) -> dict[str, Any]:

@@ -139,7 +139,6 @@ class PauseJob(msgspec.Struct, frozen=True, kw_only=True):
     """Stop the job so that it can be resumed."""
 
     at: int
-    reason: str = "requested"
 
 
 class ResumeJob(msgspec.Struct, frozen=True, kw_only=True):

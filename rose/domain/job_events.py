@@ -11,6 +11,8 @@ from rose.domain.job_values import (
     BaseModel,
     Checkpoint,
     JobError,
+    PauseReason,
+    QueueReason,
     ReleaseReason,
     RunKind,
     StepMetrics,
@@ -49,8 +51,7 @@ class FilesValidated(msgspec.Struct, frozen=True, kw_only=True):
 class JobQueued(msgspec.Struct, frozen=True, kw_only=True):
     """The job waits for a trainer."""
 
-    reason: str
-    """validated, resumed, or why the last run gave it back."""
+    reason: QueueReason
 
 
 class RunStarted(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +134,9 @@ class JobPaused(msgspec.Struct, frozen=True, kw_only=True):
     """The job is held until it is resumed."""
 
     at: int
-    reason: str
+    reason: PauseReason
+    detail: str = ""
+    """What happened, in words; empty when it was asked for."""
 
 
 class JobCancelled(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,10 @@ from rose.domain.artifacts import Artifact
 Status = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 RunKind = Literal["validation", "training"]
 ReleaseReason = Literal["drained", "paused", "crashed", "stalled", "no_space"]
+QueueReason = Literal["validated", "resumed", ReleaseReason]
+"""Why a job waits for a trainer: its files are checked, a person resumed it, or why the last run gave it back."""
+PauseReason = Literal["requested", "no_space"]
+"""Why a job is held: a person asked for it, or the disk is full; the latter ends by itself when there is room again."""
 
 
 class PinnedFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -63,6 +63,7 @@ from rose.domain.job_values import (
     BaseRequest,
     Checkpoint,
     JobError,
+    PauseReason,
     PinnedFile,
     RecoveryPoint,
     ReleaseReason,
@@ -115,7 +116,8 @@ class JobState(JobOrder, frozen=True, kw_only=True):
     """The newest two, newest first."""
     checkpoints: tuple[Checkpoint, ...] = ()
     warnings: tuple[Warning, ...] = ()
-    paused_because: str | None = None
+    paused_because: PauseReason | None = None
+    pause_detail: str = ""
     error: JobError | None = None
     artifact: Artifact | None = None
     artifact_kind: str | None = None
@@ -161,7 +163,7 @@ def decide(command: Command, state: JobState) -> tuple[Event, ...]:
             return (JobCancelled(at=command.at),)
         case PauseJob():
             _require(state, "pause", ("queued", "running"))
-            return (JobPaused(at=command.at, reason=command.reason),)
+            return (JobPaused(at=command.at, reason="requested"),)
         case ResumeJob():
             _require(state, "resume", ("paused",))
             return (JobQueued(reason="resumed"),)
@@ -307,7 +309,7 @@ def _release(command: ReleaseRun, state: JobState, run: Run) -> tuple[Event, ...
     if state.status == "paused":
         return (released,)
     if command.reason == "no_space" and run.kind == "training":
-        return (released, JobPaused(at=command.at, reason=command.detail or "the disk is full"))
+        return (released, JobPaused(at=command.at, reason="no_space", detail=command.detail))
     if command.reason in ("crashed", "stalled") and state.attempts >= command.max_attempts:
         error = JobError(
             code="attempts_exhausted",
@@ -352,7 +354,7 @@ def evolve(state: JobState, event: Event) -> JobState:
             )
         case JobQueued(reason=reason):
             attempts = 0 if reason in ("resumed", "drained", "paused") else state.attempts
-            return change(state, status="queued", attempts=attempts, paused_because=None)
+            return change(state, status="queued", attempts=attempts, paused_because=None, pause_detail="")
         case RunStarted():
             run = Run(
                 kind="training",
@@ -401,7 +403,7 @@ def evolve(state: JobState, event: Event) -> JobState:
         case RunReleased(reason=reason):
             return change(state, run=None, attempts=0 if reason in BLAMELESS else state.attempts)
         case JobPaused():
-            return change(state, status="paused", paused_because=event.reason)
+            return change(state, status="paused", paused_because=event.reason, pause_detail=event.detail)
         case JobCancelled():
             return change(state, status="cancelled", finished_at=event.at, run=None)
         case JobSucceeded():

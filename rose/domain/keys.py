@@ -1,6 +1,4 @@
-"""Keys: who may call, or read on NATS, in which project, and what for.
-
-A key's secret is never in an event; its hash lies beside.
+"""API keys: who may call, in which project, and what for. A key's secret is never in an event; its hash lies beside.
 
 A key belongs to a service account, as in OpenAI's administration API: a name under which a project's programs call.
 """
@@ -14,9 +12,9 @@ import msgspec
 from rose.errors import NotFound
 
 Scope = Literal["read", "write", "admin"]
-SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
 Kind = Literal["api", "nats"]
-"""What a key opens: the API, or its project's subjects in NATS. Never both."""
+"""What a key opens: the API, or its project's events on NATS. Never both."""
+SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
 SCOPE_CLOSURE: dict[Scope, frozenset[Scope]] = {
     "read": frozenset(("read",)),
     "write": frozenset(("read", "write")),

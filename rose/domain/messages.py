@@ -22,6 +22,7 @@ _INDEX_WIDTH = 3
 _LAST_POSITION = (1 << 63) - 1
 
 Level = Literal["info", "warn", "error"]
+DISK_FULL = "The disk is full"
 
 
 class JobMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +121,7 @@ def _texts(event: events.Event) -> list[_Line]:
         case events.RunReleased():
             return _released(event)
         case events.JobPaused():
-            return [_info(f"Job paused: {event.reason}")]
+            return [_info(f"Job paused: {_pause(event)}")]
         case events.JobCancelled():
             return [_info("The job was cancelled")]
         case events.JobSucceeded():
@@ -136,6 +137,12 @@ def _texts(event: events.Event) -> list[_Line]:
             assert_never(event)
 
 
+def _pause(event: events.JobPaused) -> str:
+    if event.reason == "requested":
+        return event.reason
+    return f"{DISK_FULL}: {event.detail}" if event.detail else DISK_FULL
+
+
 def _released(event: events.RunReleased) -> list[_Line]:
     if event.reason == "drained":
         return [_info("The trainer was stopped; the job goes on when one is there again")]
@@ -144,7 +151,7 @@ def _released(event: events.RunReleased) -> list[_Line]:
     texts = {
         "crashed": "The training process ended unexpectedly",
         "stalled": "The training process hung and was stopped",
-        "no_space": "The disk is full",
+        "no_space": DISK_FULL,
     }
     return [_warn(f"{texts[event.reason]}: {event.detail}" if event.detail else texts[event.reason], event.reason)]
 

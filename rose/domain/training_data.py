@@ -76,6 +76,16 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
         return f"{where} (line {self.line}): {self.text}"
 
 
+class UnusableExample(InvalidDataset):
+    """An example cannot be learned from."""
+
+    default_code = "invalid_training_file"
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.sentence, param="training_file")
+        self.problem = problem
+
+
 class _Bad(Exception):
     def __init__(self, text: str, message: int | None = None) -> None:
         super().__init__(text)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-import msgspec
-
+from rose.decoding import convert
 from rose.errors import InvalidRequest
 from rose.graders import formula, templates
 from rose.graders.kinds import (
@@ -26,8 +25,7 @@ from rose.graders.kinds import (
     StringCheck,
     TextSimilarity,
 )
-
-Kind = TypeVar("Kind")
+from rose.wording import type_of
 
 KINDS: Mapping[str, Any] = {
     "string_check": StringCheck,
@@ -39,15 +37,6 @@ KINDS: Mapping[str, Any] = {
 }
 MAX_GRADERS = 32
 """Most graders of a multi grader."""
-_TYPES = {
-    "str": "a string",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "a boolean",
-    "null": "null",
-    "object": "an object",
-    "array": "a list",
-}
 
 
 def read(value: Any, param: str = "grader") -> Grader:
@@ -55,9 +44,10 @@ def read(value: Any, param: str = "grader") -> Grader:
     kind = _kind(value, param, tuple(name for name in KINDS if name != "label_model"))
     if kind != "multi":
         return _single(value, param)
-    graders = _several(value.get("graders"), f"{param}.graders")
+    if value.get("graders") is None:
+        return convert(value, Multi, param)  # which says what is wrong
     # What is read already is taken over as it is.
-    return _convert({**value, "graders": graders} if "graders" in value else value, Multi, param)
+    return convert({**value, "graders": _several(value["graders"], f"{param}.graders")}, Multi, param)
 
 
 def check(grader: Grader, param: str = "grader") -> None:
@@ -103,8 +93,6 @@ def texts_of(message: Message) -> list[str]:
 
 def _several(value: Any, param: str) -> dict[str, Single]:
     """Return the graders of a multi grader: a map, or one alone, which the SDKs' types have, under its own name."""
-    if value is None:
-        return {}
     if not isinstance(value, dict):
         _wrong(param, "must be an object of graders by name", code="invalid_type")
     if isinstance(value.get("type"), str):
@@ -130,7 +118,7 @@ def _near(name: str) -> str:
 
 def _kind(value: Any, param: str, allowed: tuple[str, ...]) -> str:
     if not isinstance(value, dict):
-        _wrong(param, f"must be an object; it is {_type(value)}", code="invalid_type")
+        _wrong(param, f"must be an object; it is {type_of(value)}", code="invalid_type")
     kind = value.get("type")
     if kind is None:
         _wrong(
@@ -147,7 +135,7 @@ def _single(value: Any, param: str) -> Single:
     kind = _kind(value, param, tuple(name for name in KINDS if name != "multi"))
     if "input" in value and kind in ("score_model", "label_model"):
         _refuse_other_media(value["input"], f"{param}.input")
-    grader = _convert(value, KINDS[kind], param)
+    grader = convert(value, KINDS[kind], param)
     match grader:
         case Python(source=source) if len(source.encode()) > MAX_SOURCE_BYTES:
             _wrong(f"{param}.source", f"has more than {MAX_SOURCE_BYTES >> 10} kB")
@@ -182,72 +170,8 @@ def _refuse_other_media(messages: Any, param: str) -> None:
                 )
 
 
-def _convert(value: Any, kind: type[Kind], param: str) -> Kind:
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise _refusal(str(error), kind, param) from None
-
-
-def _refusal(told: str, kind: Any, param: str) -> InvalidRequest:
-    """Make an error that names the field out of msgspec's sentence `Expected … - at `$.field``."""
-    text, _, place = told.partition(" - at `$")
-    place = place.rstrip("`")
-    where = f"{param}{place}"
-    if missing := re.fullmatch(r"Object missing required field `(.+)`", text):
-        where = f"{where}.{missing[1]}"
-        return _error(f"Missing required parameter: {where}.", "missing_required_parameter", where)
-    if unknown := re.fullmatch(r"Object contains unknown field `(.+)`", text, re.DOTALL):
-        where = f"{where}.{unknown[1][:80]}"
-        known = ", ".join(_fields(kind, place)) or "other fields"
-        return _error(f"Unknown parameter: {where}. Allowed are {known}.", "unknown_parameter", where)
-    if typed := re.fullmatch(r"Expected `([^`]+)`, got `([^`]+)`", text):
-        expected = " or ".join(_TYPES.get(one, one) for one in typed[1].split(" | "))
-        return _error(f"{where} must be {expected}; it is {_TYPES.get(typed[2], typed[2])}.", "invalid_type", where)
-    if chosen := re.fullmatch(r"Invalid enum value (.*)", text, re.DOTALL):
-        allowed = ", ".join(_choices(kind, place)) or "another value"
-        return _error(f"{where} is {chosen[1][:80]}; it must be one of {allowed}.", "invalid_value", where)
-    if bound := re.fullmatch(r"Expected `(\w+)` (.*)", text):
-        return _error(f"{where} must be {_TYPES.get(bound[1], bound[1])} {bound[2]}.", "invalid_value", where)
-    return _error(f"{where} is not right: {text}.", "invalid_value", where)
-
-
 def _error(message: str, code: str, param: str) -> InvalidRequest:
     return InvalidRequest(message, code=code, param=param)
-
-
-def _inner(kind: Any, place: str) -> Any:
-    """Return the type that stands at a place within a type, as far as it is structs, or None."""
-    found: Any = msgspec.inspect.type_info(kind)
-    for name in re.findall(r"\.(\w+)|\[(?:\d+|\.\.\.)\]", place):
-        options = getattr(found, "types", (found,))
-        if name:
-            structs = [one for one in options if isinstance(one, msgspec.inspect.StructType)]
-            fields = [field for one in structs for field in one.fields if field.encode_name == name]
-            found = fields[0].type if fields else None
-        else:
-            lists = [one for one in options if isinstance(one, msgspec.inspect.ListType)]
-            found = lists[0].item_type if lists else None
-    return found
-
-
-def _fields(kind: Any, place: str) -> list[str]:
-    found = _inner(kind, place)
-    structs = [one for one in getattr(found, "types", (found,)) if isinstance(one, msgspec.inspect.StructType)]
-    names = [field.encode_name for one in structs for field in one.fields]
-    return ["type", *names] if place == "" else names
-
-
-def _choices(kind: Any, place: str) -> list[str]:
-    found = _inner(kind, place)
-    literals = [one for one in getattr(found, "types", (found,)) if isinstance(one, msgspec.inspect.LiteralType)]
-    return [str(value) for one in literals for value in one.values]
-
-
-def _type(value: Any) -> str:
-    names = {type(None): "null", bool: "boolean", int: "int", float: "float", str: "str", list: "array", dict: "object"}
-    name = names.get(type(value), "object")
-    return _TYPES.get(name, f"a {name}")
 
 
 def _wrong(param: str, what: str, *, code: str = "invalid_value") -> NoReturn:

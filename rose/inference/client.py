@@ -6,8 +6,9 @@ Leaving a call early, by cancellation or by leaving the context, closes its conn
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any
@@ -15,23 +16,66 @@ from typing import Any
 import httpx2
 import msgspec
 
-from rose.errors import InvalidRequest, NotAuthorised, NotFound, RoseError, TooLarge, Unavailable
-from rose.inference.generation import EngineBusy
-from rose.leases import Worker
+from rose.errors import RETRY_SECONDS, NotAuthorised, RoseError, Unavailable, error_of
+from rose.inference.generation import STOPPING, EngineBusy
+from rose.inference.wire import COUNTED, Counted
+from rose.leases import LIVE_SECONDS, Worker
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0
+TOO_MANY_REQUESTS = 429
+"""What other engines say where ours says 503."""
 SILENCE_SECONDS = 600.0
 """Longest wait for the next byte: a first token may wait for a large model to be loaded."""
 
-_ERRORS: dict[int, type[RoseError]] = {
-    400: InvalidRequest,
-    401: NotAuthorised,
-    404: NotFound,
-    413: TooLarge,
-    503: Unavailable,
-}
+
+class EngineGone(Unavailable):
+    """No inference engine is there, or it went away before its answer; another may do what this one did not."""
+
+    default_code = "no_engine"
+
+    def __init__(self, message: str, *, hint: str | None = None, lost: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.lost = lost
+        """True when it went away with the request in its hands: the request itself may be why."""
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    delta: dict[str, Any] = {}
+    finish_reason: str | None = None
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    message: str
+    code: str | None = None
+
+
+class _Line(msgspec.Struct, frozen=True):
+    """What matters of a line at the beginning of a streamed answer."""
+
+    choices: list[_Choice] = []
+    error: _Failure | None = None
+
+
+_LINE = msgspec.json.Decoder(_Line)
+
+
+def says_something(line: str) -> bool:
+    """Tell whether a line of a streamed answer holds more than who speaks.
+
+    Raises: EngineGone when it says that the engine stops.
+    """
+    try:
+        told = _LINE.decode(line)
+    except msgspec.DecodeError:
+        return True
+    if told.error is not None and told.error.code == STOPPING:
+        raise EngineGone(told.error.message)
+    return not told.choices or any(
+        choice.finish_reason or any(value for name, value in choice.delta.items() if name != "role")
+        for choice in told.choices
+    )
 
 
 class EngineClient:
@@ -46,6 +90,10 @@ class EngineClient:
             trust_env=False,  # a proxy for the internet must not see what people ask their models
         )
         self._asking: Counter[str] = Counter()
+        self._gone_at: dict[str, float] = {}
+        """When an engine was last found to be away, by address (monotonic seconds)."""
+        self.waiting = 0
+        """Requests that wait for an engine to come back; rose/api/engines.py counts."""
 
     async def __aenter__(self) -> EngineClient:
         return self
@@ -58,28 +106,31 @@ class EngineClient:
     def choose(self, workers: Sequence[Worker], base_fingerprint: str = "") -> str:
         """Return the address of the least busy engine, with equals of one that has the base loaded.
 
-        Announced numbers are seconds old, so this client's own calls count too. Raises: Unavailable when none is there.
+        Announced numbers are seconds old, so this client's own calls count too. The entry of an engine that was killed
+        stands for LIVE_SECONDS: one that did not answer in that time is taken only when there is no other.
+
+        Raises: EngineGone when none is there.
         """
         engines = [(worker.url, worker.capabilities) for worker in workers if worker.kind == "inference" and worker.url]
         if not engines:
-            raise Unavailable(
-                "No inference engine is connected.",
-                code="no_engine",
-                hint="`rose up` starts one; so does `rose serve inference`.",
+            raise EngineGone(
+                "No inference engine is connected.", hint="`rose up` starts one; so does `rose serve inference`."
             )
+        now = time.monotonic()
 
-        def burden(engine: tuple[str, dict[str, Any]]) -> tuple[int, bool]:
+        def burden(engine: tuple[str, dict[str, Any]]) -> tuple[bool, int, bool]:
             url, capabilities = engine
             loaded = [base.get("fingerprint") for base in capabilities.get("bases", ())]
             busy = max(int(capabilities.get("active_requests", 0)), self._asking[url])
-            return busy, base_fingerprint not in loaded
+            return self._is_gone(url, now), busy, base_fingerprint not in loaded
 
         return min(engines, key=burden)[0]
 
     async def complete(self, url: str, request: dict[str, Any]) -> dict[str, Any]:
         """Return the whole answer to a chat request (with its field `rose`) from the engine at `url`.
 
-        Raises: what the engine refuses with, as its kind of RoseError; Unavailable when it does not answer.
+        Raises: what the engine refuses with, as its kind of RoseError; EngineGone when it is not there or goes away;
+        Unavailable when it is silent.
         """
         return await self._post(url, _address(url), request)
 
@@ -93,57 +144,78 @@ class EngineClient:
             if response.status_code != 200:
                 raise _refusal(response.status_code, response.headers, response.content)
             answer: dict[str, Any] = _decoded(response.content)
+            self._gone_at.pop(url, None)
             return answer
 
     @asynccontextmanager
-    async def stream(self, url: str, request: dict[str, Any]) -> AsyncGenerator[AsyncIterator[str]]:
+    async def stream(
+        self, url: str, request: dict[str, Any], on_counted: Callable[[Counted], object] = lambda _: None
+    ) -> AsyncGenerator[AsyncIterator[str]]:
         """Give the `data:` lines of a streamed answer (their JSON, then `[DONE]`) as the engine sends them.
 
-        Raises: as `complete`, before the first line; within the lines Unavailable when the connection breaks.
+        `on_counted` is told the prompt's tokens before the first line, and all before the last one.
+
+        Raises: as `complete`, before the first line; within the lines EngineGone when the connection breaks.
         """
         with self._call(url):
             asking = self._client.stream("POST", _address(url), content=msgspec.json.encode(request), headers=_JSON)
             async with asking as response:
                 if response.status_code != 200:
                     raise _refusal(response.status_code, response.headers, await response.aread())
-                yield _data_lines(url, response)
+                self._gone_at.pop(url, None)
+                yield self._data_lines(url, response, on_counted)
 
     @contextmanager
     def _call(self, url: str) -> Generator[None]:
         """Count the call, and say in one sentence when the engine does not answer."""
         self._asking[url] += 1
         try:
-            with _unavailable(url):
+            with self._answering(url):
                 yield
         finally:
             self._asking[url] -= 1
 
+    async def _data_lines(
+        self, url: str, response: httpx2.Response, on_counted: Callable[[Counted], object]
+    ) -> AsyncGenerator[str]:
+        with self._answering(url):
+            async for line in response.aiter_lines():
+                if line.startswith("data:"):
+                    yield line.removeprefix("data:").removeprefix(" ")
+                elif line.startswith(_COUNTED):
+                    on_counted(msgspec.json.decode(line.removeprefix(_COUNTED), type=Counted))
 
+    @contextmanager
+    def _answering(self, url: str) -> Generator[None]:
+        """Say of a connection that cannot be made, breaks or is silent, what that means."""
+        try:
+            yield
+        except httpx2.TransportError as error:
+            now = time.monotonic()
+            if not self._is_gone(url, now):  # once, not with each try of each request that waits
+                logger.warning("the inference engine at %s does not answer: %r", url, error)
+            message = f"No inference engine answers at {url}."
+            hint = "See `rose status`; `rose serve inference` starts another one."
+            if isinstance(error, (httpx2.ReadTimeout, httpx2.WriteTimeout)):  # there, but stuck
+                raise Unavailable(message, code=EngineGone.default_code, hint=hint) from error
+            self._gone_at[url] = now
+            never_reached = isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout))
+            raise EngineGone(message, hint=hint, lost=not never_reached) from error
+
+    def _is_gone(self, url: str, now: float) -> bool:
+        since = self._gone_at.get(url)
+        if since is not None and now - since > LIVE_SECONDS:
+            del self._gone_at[url]
+            return False
+        return since is not None
+
+
+_COUNTED = COUNTED.decode()
 _JSON = {"content-type": "application/json"}
 
 
 def _address(url: str) -> str:
     return url.rstrip("/") + "/v1/chat/completions"
-
-
-@contextmanager
-def _unavailable(url: str) -> Generator[None]:
-    try:
-        yield
-    except httpx2.TransportError as error:
-        logger.warning("the inference engine at %s does not answer: %r", url, error)
-        raise Unavailable(
-            f"No inference engine answers at {url}.",
-            code="no_engine",
-            hint="See `rose status`; `rose serve inference` starts another one.",
-        ) from error
-
-
-async def _data_lines(url: str, response: httpx2.Response) -> AsyncGenerator[str]:
-    with _unavailable(url):
-        async for line in response.aiter_lines():
-            if line.startswith("data:"):
-                yield line.removeprefix("data:").removeprefix(" ")
 
 
 def _decoded(content: bytes) -> Any:
@@ -163,13 +235,16 @@ def _refusal(status: int, headers: httpx2.Headers, content: bytes) -> RoseError:
     facts: dict[str, Any] = told if isinstance(told, dict) else {}
     message = str(facts.get("message") or f"The inference engine answered with status {status}.")
     code, param = facts.get("code"), facts.get("param")
-    if status == 401:
+    if status == NotAuthorised.status:
         return Unavailable(
             "The inference engine refuses the API's token.",
             code="engine_token",
             hint="ROSE_INFERENCE_TOKEN must be the same for the API and the engines.",
         )
+    if code == STOPPING:
+        return EngineGone(message)
     wait = headers.get("retry-after", "")
-    if status in (429, 503) and wait.isdecimal():
-        return EngineBusy(message, code=code or "engine_busy", retry_after_seconds=float(wait))
-    return _ERRORS.get(status, RoseError)(message, code=code or "engine_error", param=param)
+    if status in (TOO_MANY_REQUESTS, Unavailable.status):
+        seconds = float(wait) if wait.isdecimal() else RETRY_SECONDS
+        return EngineBusy(message, code=code or "engine_busy", retry_after_seconds=seconds)
+    return error_of(status, code)(message, code=code or "engine_error", param=param)

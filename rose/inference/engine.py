@@ -19,10 +19,11 @@ import torch
 
 from rose.errors import RoseError
 from rose.inference.decoding import Decoding
-from rose.inference.generation import EngineBusy, EngineStatus, LoadedBase, Piece
+from rose.inference.generation import STOPPING, EngineBusy, EngineStatus, LoadedBase, Piece
 from rose.inference.loading import Loader, NotEnoughMemory, full_key
 from rose.inference.request import GenerationRequest, Target
 from rose.inference.resident import Resident
+from rose.language_models.load import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -316,7 +317,7 @@ def _adapter_key(target: Target) -> str | None:
 
 
 def _stopping() -> RoseError:
-    return EngineBusy("The inference engine is stopping.", code="engine_stopping", retry_after_seconds=5)
+    return EngineBusy("The inference engine is stopping.", code=STOPPING, retry_after_seconds=5)
 
 
 def _still_loading(target: Target) -> RoseError:
@@ -332,6 +333,6 @@ def _as_rose_error(error: Exception) -> RoseError:
     if isinstance(error, RoseError):
         return error
     log.error("the engine failed", exc_info=error)
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    if is_out_of_memory(error):
         return EngineBusy("The device has too little memory for this request now.", retry_after_seconds=5)
     return RoseError("The inference engine failed; its log has the details.", code="engine_error")

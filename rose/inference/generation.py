@@ -12,6 +12,9 @@ from rose.inference.request import GenerationRequest
 
 FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
+STOPPING = "engine_stopping"
+"""Code with which an engine that ends lets go of its requests."""
+
 
 class EngineBusy(Unavailable):
     """The inference engine cannot take this request now."""
@@ -26,7 +29,6 @@ class EngineBusy(Unavailable):
     ) -> None:
         super().__init__(message, code=code, hint=hint)
         self.retry_after_seconds = retry_after_seconds
-        """When to ask again; the header Retry-After."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,8 +14,8 @@ from rose.errors import InvalidRequest, NotFound, Unavailable
 from rose.inference.request import Target
 from rose.inference.resident import Resident
 from rose.language_models.adapters import read_adapter
-from rose.language_models.load import choose_device, choose_dtype, load_model
-from rose.language_models.locate import LocatedBase, ModelNotAvailable, describe, locate
+from rose.language_models.load import choose_device, choose_dtype, is_out_of_memory, load_model
+from rose.language_models.locate import LocatedBase, ModelNotAvailable, check_base, describe, locate
 from rose.language_models.template import load_template
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Loader:
     def load(self, target: Target, resident: Resident | None) -> Resident:
         """Return `resident` (or the model that `target` needs, loaded) with the target's adapter on it.
 
-        Raises: NotFound when the base is not available; InvalidRequest when base and adapter do not belong together;
+        Raises: NotFound when the base is not available; BaseChanged when base and adapter do not belong together;
         BlobMismatch; NotEnoughMemory.
         """
         if resident is None:
@@ -74,14 +74,8 @@ class Loader:
             located = locate(base.source, revision=base.revision, models_dir=self._models_dir, offline=self._offline)
         except ModelNotAvailable as error:
             raise _not_available(target, error) from error
-        if base.fingerprint and located.fingerprint != base.fingerprint:
-            raise InvalidRequest(
-                f"The model '{target.model}' belongs to the base {base.source!r} with fingerprint "
-                f"{base.fingerprint[:12]}; what lies at {located.path} has {located.fingerprint[:12]}.",
-                code="wrong_base_model",
-                param="model",
-                hint="Put the original files of the base back.",
-            )
+        if base.fingerprint:
+            check_base(located, base, f"the model '{target.model}'")
         return located
 
     def _load(self, key: str, located: LocatedBase, target: Target) -> Resident:
@@ -89,7 +83,9 @@ class Loader:
         self._check_memory(located, dtype)
         try:
             model = load_model(located.path, device=self.device, dtype=dtype)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise NotEnoughMemory(f"{self.device} has too little free memory for {located.source!r}.") from error
         except InvalidRequest as error:
             raise _not_available(target, error) from error

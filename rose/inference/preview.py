@@ -8,12 +8,13 @@ from threading import Lock
 
 import msgspec
 
-from rose.domain.training_data import ChatExample, read_examples
-from rose.errors import InvalidDataset, InvalidRequest
+from rose.domain.previews import LinePreview, Piece, Preview
+from rose.domain.training_data import ChatExample, UnusableExample, read_examples
+from rose.errors import InvalidRequest
 from rose.inference.loading import Loader
 from rose.inference.request import Target
 from rose.language_models.locate import LocatedBase
-from rose.language_models.template import ChatTemplate, Piece, load_template
+from rose.language_models.template import ChatTemplate, load_template
 
 MAX_LINES = 50
 """Most lines of one request."""
@@ -36,29 +37,6 @@ class PreviewRequest(msgspec.Struct, frozen=True, kw_only=True):
     lines: list[Line]
     thinking: bool = False
     """As the job would train: whether any learned answer of the file has a thought."""
-
-
-class LinePreview(msgspec.Struct, frozen=True, kw_only=True):
-    """One line as the model sees it, or why it cannot be learned from."""
-
-    line: int
-    sequences: list[list[Piece]] = []
-    """The text of each sequence, in pieces that are learned or only read."""
-    tokens: int = 0
-    learned_tokens: int = 0
-    cut: bool = False
-    """The conversation does not fit into the model's context: this is what is left of it."""
-    problem: str | None = None
-
-
-class Preview(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer."""
-
-    object: str = "list"
-    model: str
-    thinking: bool
-    context_tokens: int
-    data: list[LinePreview]
 
 
 class Previews:
@@ -103,8 +81,8 @@ def _shown(template: ChatTemplate, context_tokens: int, line: Line, thinking: bo
         example = msgspec.structs.replace(item, line=line.number, number=line.number)
         try:
             found = template.preview(example, context_tokens, thinking=thinking)
-        except InvalidDataset as error:
-            return LinePreview(line=line.number, problem=error.message.partition("): ")[2])
+        except UnusableExample as error:
+            return LinePreview(line=line.number, problem=error.problem.text)
         return LinePreview(
             line=line.number,
             sequences=found.sequences,

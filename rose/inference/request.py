@@ -5,11 +5,12 @@ Parsing refuses what the engine cannot honour and names the field; OpenAI's fiel
 
 from __future__ import annotations
 
-import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
+from rose.decoding import convert
 from rose.domain.artifacts import Artifact
 from rose.domain.job_values import BaseModel
 from rose.errors import InvalidRequest
@@ -85,57 +86,83 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     continue_final_message: bool = False
 
 
-class _StreamOptions(msgspec.Struct, frozen=True):
+class StreamOptions(msgspec.Struct, frozen=True):
+    """What a stream says beside the answer."""
+
     include_usage: bool | None = None
 
 
-class _ResponseFormat(msgspec.Struct, frozen=True):
+class ResponseFormat(msgspec.Struct, frozen=True):
+    """Which form the answer has; text."""
+
     type: str
 
 
-class _Body(msgspec.Struct, frozen=True, kw_only=True):
-    """The JSON as it comes; every optional field may be null."""
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+Message = Annotated[
+    dict[str, Any], Meta(extra_json_schema={"required": ["role"], "properties": {"role": {"enum": list(ROLES)}}})
+]
+"""A message; what else stands in it is the chat template's business."""
 
-    rose: Target
-    messages: list[dict[str, Any]]
-    temperature: float | None = None
-    top_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+
+class Conversation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A conversation to answer; every optional field may be null."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: dict[str, Bias] | None = None
+    """By token id."""
     stop: str | list[str] | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    n: int | None = None
+    """At most four; empty ones do not count."""
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=0)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     seed: int | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     stream: bool | None = None
-    stream_options: _StreamOptions | None = None
+    stream_options: StreamOptions | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     functions: list[dict[str, Any]] | None = None
     function_call: str | dict[str, Any] | None = None
-    response_format: _ResponseFormat | None = None
+    response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     reasoning_effort: str | None = None
 
 
+class ChatRequest(Conversation, frozen=True, kw_only=True, omit_defaults=True):
+    """What a client asks of a model by its name."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=512)]
+
+
+class EngineRequest(Conversation, frozen=True, kw_only=True, omit_defaults=True):
+    """What the API asks of an engine: the weights that it found for the name stand for it."""
+
+    rose: Target
+
+
 def parse_request(data: bytes) -> GenerationRequest:
     """Return the request in `data` (JSON). Raises: InvalidRequest naming the field that is wrong."""
     try:
-        body = msgspec.json.decode(data, type=_Body)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
+        given = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    return checked(convert(given, EngineRequest))
+
+
+def checked(body: EngineRequest) -> GenerationRequest:
+    """Return what the engine does for a request. Raises: InvalidRequest naming what it cannot honour."""
     _check_messages(body.messages)
     _refuse_unsupported(body)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    if max_tokens is not None and max_tokens < 0:
-        raise InvalidRequest("max_tokens must be 0 or more.", code="invalid_value", param="max_tokens")
     return GenerationRequest(
         target=_target(body.rose),
         messages=body.messages,
@@ -144,7 +171,7 @@ def parse_request(data: bytes) -> GenerationRequest:
         sampling=_sampling(body),
         stop=_stops(body.stop),
         max_tokens=max_tokens,
-        choices=int(_in_range("n", body.n, 1, MAX_CHOICES, 1)),
+        choices=body.n or 1,
         seed=body.seed,
         top_logprobs=_top_logprobs(body),
         stream=bool(body.stream),
@@ -154,14 +181,6 @@ def parse_request(data: bytes) -> GenerationRequest:
         add_generation_prompt=_asks(body),
         continue_final_message=bool(body.continue_final_message),
     )
-
-
-def _invalid(text: str) -> InvalidRequest:
-    """Make an error that names the field out of msgspec's sentence `Expected … - at `$.field``."""
-    where = re.search(r"\$\.?([^`]*)`", text)
-    missing = re.search(r"missing required field `([^`]+)`", text)
-    path = ".".join(part for part in (where[1] if where else "", missing[1] if missing else "") if part)
-    return InvalidRequest(f"{text.split(' - at ')[0]}.", code="invalid_type", param=path or None)
 
 
 def _target(target: Target) -> Target:
@@ -176,8 +195,6 @@ def _target(target: Target) -> Target:
 
 def _check_messages(messages: list[dict[str, Any]]) -> None:
     """Refuse messages that no template could render; what is rendered how is the template's business."""
-    if not messages:
-        raise InvalidRequest("messages needs at least one message.", code="empty_array", param="messages")
     for position, message in enumerate(messages):
         where = f"messages[{position}]"
         role = message.get("role")
@@ -237,7 +254,7 @@ def _check_parts(parts: list[Any], where: str) -> None:
             )
 
 
-def _refuse_unsupported(body: _Body) -> None:
+def _refuse_unsupported(body: EngineRequest) -> None:
     if body.response_format is not None and body.response_format.type != "text":
         raise InvalidRequest(
             f"response_format {body.response_format.type!r} is not supported: the engine cannot promise JSON.",
@@ -260,7 +277,7 @@ def _refuse_unsupported(body: _Body) -> None:
             )
 
 
-def _thinking(body: _Body) -> bool:
+def _thinking(body: EngineRequest) -> bool:
     """Say whether the model is asked to think: as it was trained, unless the request says otherwise."""
     options = body.chat_template_kwargs or {}
     given = options.get("enable_thinking", options.get("thinking"))
@@ -280,7 +297,7 @@ def _template_options(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _asks(body: _Body) -> bool:
+def _asks(body: EngineRequest) -> bool:
     """Say whether the template adds what comes before an answer."""
     if body.continue_final_message and body.add_generation_prompt:
         raise InvalidRequest(
@@ -292,7 +309,7 @@ def _asks(body: _Body) -> bool:
     return not body.continue_final_message and body.add_generation_prompt is not False
 
 
-def _tools(body: _Body) -> list[dict[str, Any]] | None:
+def _tools(body: EngineRequest) -> list[dict[str, Any]] | None:
     if body.functions:
         return None if body.function_call == "none" else _from_functions(body.functions)
     if not body.tools or body.tool_choice == "none":
@@ -319,27 +336,29 @@ def _from_functions(functions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"type": "function", "function": function} for function in functions]
 
 
-def _sampling(body: _Body) -> Sampling:
+def _sampling(body: EngineRequest) -> Sampling:
     return Sampling(
-        temperature=_in_range("temperature", body.temperature, 0.0, 2.0, 1.0),
-        top_p=_in_range("top_p", body.top_p, 0.0, 1.0, 1.0),
-        frequency_penalty=_in_range("frequency_penalty", body.frequency_penalty, -2.0, 2.0, 0.0),
-        presence_penalty=_in_range("presence_penalty", body.presence_penalty, -2.0, 2.0, 0.0),
+        temperature=_or(body.temperature, 1.0),
+        top_p=_or(body.top_p, 1.0),
+        frequency_penalty=_or(body.frequency_penalty, 0.0),
+        presence_penalty=_or(body.presence_penalty, 0.0),
         logit_bias=_logit_bias(body.logit_bias or {}),
     )
 
 
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
 def _logit_bias(raw: dict[str, float]) -> dict[int, float]:
-    bias: dict[int, float] = {}
-    for key, value in raw.items():
+    for key in raw:
         if not (key.isascii() and key.isdecimal() and len(key) < 19):
             raise InvalidRequest(
                 f"logit_bias maps token ids to numbers; {key!r} is no token id.",
                 code="invalid_value",
                 param="logit_bias",
             )
-        bias[int(key)] = _in_range("logit_bias", value, -100.0, 100.0, 0.0)
-    return bias
+    return {int(key): value for key, value in raw.items()}
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
@@ -349,17 +368,9 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     return tuple(text for text in stops if text)
 
 
-def _top_logprobs(body: _Body) -> int | None:
+def _top_logprobs(body: EngineRequest) -> int | None:
     if not body.logprobs:
         if body.top_logprobs:
             raise InvalidRequest("top_logprobs needs logprobs to be true.", code="invalid_value", param="top_logprobs")
         return None
-    return int(_in_range("top_logprobs", body.top_logprobs, 0, MAX_TOP_LOGPROBS, 0))
-
-
-def _in_range(name: str, value: float | None, low: float, high: float, default: float) -> float:
-    if value is None:
-        return default
-    if not low <= value <= high:
-        raise InvalidRequest(f"{name} is {value}; allowed is {low} to {high}.", code="invalid_value", param=name)
-    return value
+    return body.top_logprobs or 0

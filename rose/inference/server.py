@@ -30,7 +30,7 @@ from rose.errors import InvalidRequest, MethodNotSupported, NotAuthorised, NotFo
 from rose.http_server import KEEP_ALIVE_SECONDS, Server
 from rose.ids import new_id
 from rose.inference.engine import TorchEngine
-from rose.inference.generation import Done, Engine, EngineBusy, Failed, Finished, Piece, Text
+from rose.inference.generation import Done, Engine, Failed, Finished, Piece, Text
 from rose.inference.loading import Loader
 from rose.inference.preview import Previews
 from rose.inference.request import GenerationRequest, parse_request
@@ -315,7 +315,7 @@ def _header(request: GenerationRequest) -> Header:
 
 async def _send_error(send: Send, error: RoseError) -> None:
     headers: list[tuple[bytes, bytes]] = []
-    if isinstance(error, EngineBusy):
+    if error.retry_after_seconds is not None:
         headers.append((b"retry-after", str(math.ceil(error.retry_after_seconds)).encode()))
     await _send_json(send, error.status, error_body(error), headers)
 

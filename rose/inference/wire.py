@@ -20,6 +20,8 @@ from rose.inference.generation import (
 )
 
 DONE = b"data: [DONE]\n\n"
+COUNTED = b": usage "
+"""Begins the comment in which a stream tells the API its tokens, whether or not the client wants to know."""
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +53,19 @@ def frame(body: Any) -> bytes:
     return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
+class Counted(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of a streamed answer."""
+
+    prompt_tokens: int
+    completion_tokens: int | None
+    """None until the answer is complete."""
+
+
+def _counted(prompt_tokens: int, completion_tokens: int | None) -> bytes:
+    counted = Counted(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+    return COUNTED + msgspec.json.encode(counted) + b"\n\n"
+
+
 class Chunks:
     """Turn pieces into the frames of a streamed answer."""
 
@@ -69,7 +84,9 @@ class Chunks:
         match piece:
             case Accepted():
                 role = {"role": "assistant", "content": "", "refusal": None}
-                return b"".join(self._choice(index, role) for index in range(self._choices))
+                return _counted(piece.prompt_tokens, None) + b"".join(
+                    self._choice(index, role) for index in range(self._choices)
+                )
             case Text():
                 silent = bool(piece.tool_call or piece.reasoning)
                 delta: dict[str, Any] = {"content": piece.text} if piece.text or not silent else {}
@@ -85,7 +102,8 @@ class Chunks:
             case Finished():
                 return self._choice(piece.index, {}, finish_reason=piece.reason)
             case Done():
-                return (frame(self._chunk([], usage(piece))) if self._include_usage else b"") + DONE
+                told = frame(self._chunk([], usage(piece))) if self._include_usage else b""
+                return _counted(piece.prompt_tokens, piece.completion_tokens) + told + DONE
             case Failed():
                 return frame(error_body(piece.error))
 

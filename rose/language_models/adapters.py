@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rose.domain.hyperparameters import LoraSettings
 from rose.domain.job_values import BaseModel
 from rose.errors import InvalidRequest
+from rose.language_models.locate import check_base
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -50,7 +51,7 @@ class StoredAdapter(msgspec.Struct, frozen=True, kw_only=True):
 def read_adapter(folder: Path, base: BaseModel | None = None) -> StoredAdapter:
     """Read an adapter in PEFT's format; with `base`, only one that was trained on exactly that base.
 
-    Raises: InvalidRequest when it is of a kind that ROSE does not serve, belongs to another base or cannot be read.
+    Raises: InvalidRequest when it is of a kind that ROSE does not serve or cannot be read; BaseChanged.
     """
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
@@ -62,12 +63,8 @@ def read_adapter(folder: Path, base: BaseModel | None = None) -> StoredAdapter:
             f"The adapter in {folder} cannot be read: {error}.", code="adapter_not_readable"
         ) from error
     _check_kind(folder, config)
-    if base is not None and facts is not None and facts.base.fingerprint != base.fingerprint:
-        raise InvalidRequest(
-            f"The adapter in {folder} was trained on {facts.base.source} (fingerprint "
-            f"{facts.base.fingerprint[:12]}), not on {base.source} ({base.fingerprint[:12]}).",
-            code="wrong_base_model",
-        )
+    if base is not None and facts is not None:
+        check_base(base, facts.base, f"the adapter in {folder}")
     rank = int(config["r"])
     alpha = float(config["lora_alpha"])
     return StoredAdapter(

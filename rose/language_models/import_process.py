@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from rose.errors import RoseError
+from rose.errors import RoseError, error_of
 
 COMMAND = (sys.executable, "-m", "rose.language_models.imports")
 CLEARING_SECONDS = 10.0
@@ -44,6 +44,5 @@ def answer(text: str) -> dict[str, Any]:
     problem = found.get("error")
     if problem is None:
         return found
-    error = RoseError(problem["message"], code=problem["code"], param=problem["param"], hint=problem["hint"])
-    error.exit_code = problem["exit_code"]
-    raise error
+    kind = error_of(problem["status"], problem["code"])
+    raise kind(problem["message"], code=problem["code"], param=problem["param"], hint=problem["hint"])

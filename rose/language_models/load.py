@@ -71,10 +71,8 @@ def load_model(path: Path, *, device: torch.device | str = "cpu", dtype: torch.d
             ignore_mismatched_sizes=True,  # so that it tells which, below
             output_loading_info=True,
         )
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:  # the boundary to transformers, which raises whatever its models and quantizers do
-        if "allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise
         raise _not_loadable(path, (" ".join(str(error).split()) or type(error).__name__)[:300]) from error
     model, found = loaded
@@ -88,6 +86,15 @@ def load_model(path: Path, *, device: torch.device | str = "cpu", dtype: torch.d
     model.requires_grad_(False)
     model.eval()
     return model.to(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an allocation failed, on whatever device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # torch's CPU allocator and MPS raise a plain RuntimeError, which says it nowhere but in its text.
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
 
 
 def _not_loadable(path: Path, reason: str) -> InvalidRequest:

@@ -122,6 +122,12 @@ class ModelNotAvailable(InvalidRequest):
     default_code = "model_not_available"
 
 
+class BaseChanged(InvalidRequest):
+    """The base model is not the one that a job, a model or an adapter was made with."""
+
+    default_code = "base_changed"
+
+
 def tiny_folder(models_dir: Path) -> Path:
     """Return where the model `tiny` lies or will lie."""
     return models_dir / TINY
@@ -207,17 +213,20 @@ def _locate_tiny(models_dir: Path, version: str) -> LocatedBase:
     )
 
 
-def verify_fingerprint(located: LocatedBase, expected: BaseModel) -> None:
-    """Refuse a base that is not exactly the expected one.
+def check_base(found: LocatedBase | BaseModel, expected: BaseModel, what: str) -> None:
+    """Refuse a base that is not exactly the one that `what` (a job, a model, an adapter) was made with.
 
-    Raises: ModelNotAvailable naming both fingerprints.
+    Raises: BaseChanged naming both fingerprints.
     """
-    if located.fingerprint != expected.fingerprint:
-        raise ModelNotAvailable(
-            f"The base model {located.source!r} in {located.path} is not the one that the job was validated with "
-            f"(fingerprint {located.fingerprint[:12]}, expected {expected.fingerprint[:12]}).",
-            hint="Put the original files back, or create a new job.",
-        )
+    if found.fingerprint == expected.fingerprint:
+        return
+    where = f" in {found.path}" if isinstance(found, LocatedBase) and str(found.path) != found.source else ""
+    raise BaseChanged(
+        f"The base model {found.source!r}{where} is not the one that {what} was made with: its fingerprint is "
+        f"{found.fingerprint[:12]}, not {expected.fingerprint[:12]}.",
+        param="model",
+        hint="Put the original files of the base back, or train a new model on the present ones.",
+    )
 
 
 def describe(folder: Path, *, source: str, revision: str | None) -> LocatedBase:

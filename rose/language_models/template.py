@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from rose.domain.training_data import ChatExample
-from rose.errors import InvalidDataset, InvalidRequest
+from rose.domain.previews import Piece
+from rose.domain.training_data import ChatExample, Problem, UnusableExample
+from rose.errors import InvalidRequest
 from rose.language_models.chat.answers import Answer, Answers, Chat, Frame, thinking_options
 from rose.language_models.chat.caveats import Caveat, caveats_of
 from rose.language_models.chat.conversation import Refused
@@ -54,14 +55,6 @@ class Rendering(msgspec.Struct, frozen=True, kw_only=True):
     def label_tokens(self) -> int:
         """Those of them that are learned."""
         return sum(len(example.weights) - example.weights.count(0.0) for example in self.examples)
-
-
-class Piece(msgspec.Struct, frozen=True, kw_only=True):
-    """Neighbouring tokens of a sequence that are all learned, or all only read."""
-
-    text: str
-    tokens: int
-    learned: bool
 
 
 class Preview(NamedTuple):
@@ -161,7 +154,7 @@ class ChatTemplate:
         Where it does not fit into `maximum_tokens`, the oldest whole turns go, then the beginning of the last question;
         system messages and the last answer stay.
 
-        Raises: InvalidDataset naming the example, the message and its line: the template leaves out or refuses what
+        Raises: UnusableExample naming the example, the message and its line: the template leaves out or refuses what
         the messages say, the last answer alone does not fit, or nothing is left to learn.
         """
         chat, sequences, cut = self._in_its_words(example, maximum_tokens, thinking)
@@ -172,7 +165,7 @@ class ChatTemplate:
         )
 
     def preview(self, example: ChatExample, maximum_tokens: int, *, thinking: bool = False) -> Preview:
-        """Return the sequences of `render` as text. Raises: InvalidDataset."""
+        """Return the sequences of `render` as text. Raises: UnusableExample."""
         _, sequences, cut = self._in_its_words(example, maximum_tokens, thinking)
         return Preview(sequences=[_pieces(sequence) for sequence in sequences], cut=cut)
 
@@ -337,14 +330,12 @@ def load_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
-def _in_line(error: InvalidRequest, example: ChatExample) -> InvalidDataset:
+def _in_line(error: InvalidRequest, example: ChatExample) -> UnusableExample:
     """Say in which example, message and line of the file something is wrong."""
     position = error.position if isinstance(error, Refused) else None
-    message = "" if position is None else f", message {position + 1}"
-    return InvalidDataset(
-        f"Example {example.number}{message} (line {example.line}): {error.message}",
-        code="invalid_training_file",
-        param="training_file",
+    message = None if position is None else position + 1
+    return UnusableExample(
+        Problem(line=example.line, example=example.number, message=message, text=error.message),
     )
 
 

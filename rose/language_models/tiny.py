@@ -54,15 +54,16 @@ _SPECIAL_TOKENS = ("<|im_start|>", END_OF_TURN, PADDING)
 
 FIXTURE_GAIN = 8.0
 """Weight of the final norm. RMS-normalised states times tied embeddings of std 0.02 bound the logits near 2.5, so that
-adapters on inner layers cannot make the model sure of anything; the gain lifts the bound (measured: TRAINING 7)."""
+adapters on inner layers cannot make the model sure of anything; the gain lifts the bound (measured in
+docs/base-models.md, "Models that ROSE builds")."""
 
 PRETRAINED_GAIN = 4.0
-"""Where the pretrained model's final norm starts; it trains well from there, and adapters have room (TRAINING 7)."""
+"""Where the pretrained model's final norm starts; it trains well from there, and adapters have room (there, too)."""
 PRETRAINING_SEED = 1
 
 FIXTURE_LEARNING_RATE = 3e-3
-"""For LoRA r16 on a random model: SEED.md's two answers are learned by heart in 50 steps of one example with 1.5e-3 to
-4e-3 (four seeds each); 1e-2 diverges at that batch size."""
+"""For LoRA r16 on a random model: docs/workflow.md's two answers are learned by heart in 50 steps of one example with
+1.5e-3 to 4e-3 (four seeds each); 1e-2 diverges at that batch size."""
 TINY_LEARNING_RATE = 4e-3
 """The same for the pretrained one: 2e-3 to 7e-3 (four seeds each)."""
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from rose import errors, settings
-from rose.errors import RoseError, Unavailable
+from rose import settings
+from rose.errors import RoseError, Unavailable, error_of
 from rose.local import logs, supervise
 
 _PIPE = "ROSE_REPORT_FD"
@@ -30,7 +30,7 @@ class Said(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     line: str | None = None
     ready: bool = False
     error: str | None = None
-    kind: str = "Unavailable"
+    status: int = Unavailable.status
     code: str | None = None
     hint: str | None = None
 
@@ -102,8 +102,7 @@ async def _lines(reading: int) -> AsyncGenerator[Said]:
 
 
 def _error(said: Said) -> RoseError:
-    kind = getattr(errors, said.kind, Unavailable)
-    return kind(said.error, code=said.code, hint=said.hint)
+    return error_of(said.status, said.code)(said.error, code=said.code, hint=said.hint)
 
 
 def main() -> None:
@@ -130,7 +129,7 @@ def main() -> None:
         anyio.run(supervise.run, given, on_line, on_ready)
     except RoseError as error:
         logger.error("%s", error)
-        say(Said(error=error.message, kind=type(error).__name__, code=error.code, hint=error.hint))
+        say(Said(error=error.message, status=error.status, code=error.code, hint=error.hint))
         raise SystemExit(error.exit_code) from None
 
 

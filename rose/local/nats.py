@@ -1,4 +1,4 @@
-"""The embedded nats-server: its binary, its configuration with private passwords, its port and its leftovers.
+"""The embedded nats-server: its binary, its configuration with a private token, its port and its leftovers.
 
 Nothing here supervises; the functions block and are called in threads.
 """
@@ -6,45 +6,39 @@ Nothing here supervises; the functions block and are called in threads.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 import signal
 import socket
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from rose.bus.accounts import ACCOUNT, EXPORTS, HEAD
 from rose.errors import Unavailable
 from rose.local import launcher, processes
-from rose.private_files import write_private
+from rose.nats_readers import users
 
+if TYPE_CHECKING:
+    from projections.keys import NatsReader
+
+OWN_USER = "rose"
+USERS_FILE = "users.conf"
 CONFIGURATION = """\
 # Written by ROSE at every start.
 server_name: {name}
 listen: "127.0.0.1:{port}"
 ports_file_dir: {ports}
-accounts {{
-  $SYS {{ users: [ {{ user: {system_user}, password: {system_password} }} ] }}
-  {account} {{
-    jetstream: enabled
-    users: [ {{ user: {user}, password: {password} }} ]
-{exports}  }}
-  include "{readers}"
-}}
+authorization {{ include "{users}" }}
 jetstream {{
   store_dir: {store}
   # The default acknowledges first and syncs two minutes later; ROSE counts on what was acknowledged.
   sync_interval: always
 }}
 """
-
-
-USER = "rose"
-"""User of ROSE's own processes, and of whoever may read everything."""
-SYSTEM_USER = "system"
-"""User who may let the server read its configuration again."""
 
 
 class Nats:
@@ -54,32 +48,26 @@ class Nats:
         self.data_dir = data_dir
         self.folder = data_dir / "nats"
         self.configuration = self.folder / "nats.conf"
-        self.readers = self.folder / "readers.conf"
         self.ports = self.folder / "ports"
         self.binary = packaged_binary()
+        self._reloaded = ""
+        """What the server was last told to read again; not known of another process, so the first time it is told."""
 
     @property
     def url(self) -> str:
-        """Address of the running server, with the user of ROSE's own processes.
+        """Address of the running server, with ROSE's own user and password.
 
         Raises: Unavailable when it has not announced its port yet.
         """
-        return self._url(USER, self._password("token"))
-
-    @property
-    def system_url(self) -> str:
-        """Address of the running server, with the user who may let it reload. Raises: Unavailable as `url` does."""
-        return self._url(SYSTEM_USER, self._password("system_password"))
-
-    def _url(self, user: str, password: str) -> str:
         port = self._last_port()
         if port is None:
             raise Unavailable("The embedded NATS does not run.", code="nats_down", hint="Start it with: rose up")
-        return f"nats://{user}:{password}@127.0.0.1:{port}"
+        return f"nats://{OWN_USER}:{self.token}@127.0.0.1:{port}"
 
-    def _password(self, name: str) -> str:
-        """Return a password, made on first use and kept in the data folder with mode 600."""
-        path = self.folder / name
+    @property
+    def token(self) -> str:
+        """The password of ROSE's own user, made on first use and kept in the data folder with mode 600."""
+        path = self.folder / "token"
         try:
             return path.read_text()
         except FileNotFoundError:
@@ -94,9 +82,6 @@ class Nats:
         """
         self._make_folders()
         self.stop_leftover()
-        self._move_stream()
-        if not self.readers.exists():
-            write_private(self.readers, HEAD)
         port = self._last_port()
         for stale in self.ports.glob("*.ports"):
             stale.unlink()
@@ -104,22 +89,37 @@ class Nats:
             name=self._name(),
             port=port if port and _is_free(port) else -1,
             ports=json.dumps(str(self.ports)),
-            system_user=SYSTEM_USER,
-            system_password=json.dumps(self._password("system_password")),
-            account=ACCOUNT,
-            user=USER,
-            password=json.dumps(self._password("token")),
-            exports=EXPORTS,
-            readers=self.readers.name,
+            users=USERS_FILE,
             store=json.dumps(str(self.folder)),
         )
+        if not self.users_file.exists():
+            write_private(self.users_file, self._users(()))
         write_private(self.configuration, text)
 
-    def _move_stream(self) -> None:
-        """Give the account of today what was kept before there were accounts."""
-        before, now = (self.folder / "jetstream" / account for account in ("$G", ACCOUNT))
-        if before.is_dir() and not now.exists():
-            before.rename(now)
+    @property
+    def users_file(self) -> Path:
+        """The part of the configuration that says who may connect."""
+        return self.folder / USERS_FILE
+
+    def let_read(self, readers: Sequence[NatsReader]) -> bool:
+        """Let these, and ROSE itself, connect from now on; return whether that is a change.
+
+        Whoever is connected and not among them is cut off.
+        """
+        text = self._users(readers)
+        if self.users_file.read_text() == text and self._reloaded == text:
+            return False
+        write_private(self.users_file, text)
+        for path in self.ports.glob("*.ports"):
+            number = path.stem.rsplit("_", 1)[-1]
+            if number.isdigit() and str(self.configuration) in processes.arguments(int(number)):
+                os.kill(int(number), signal.SIGHUP)
+        self._reloaded = text
+        return True
+
+    def _users(self, readers: Sequence[NatsReader]) -> str:
+        entries = [f"{{user: {OWN_USER}, password: {json.dumps(self.token)}}}", *users(readers)]
+        return "# Written by ROSE whenever a key of NATS comes or goes.\nusers: [\n" + ",\n".join(entries) + "\n]\n"
 
     def command(self) -> tuple[list[str], tuple[int, ...]]:
         """Return arguments and file descriptors that start the server as a child which ends with this process."""
@@ -174,6 +174,17 @@ class Nats:
     def _make_folders(self) -> None:
         self.ports.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file by one that only its owner can read, in one step."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
 
 
 def packaged_binary() -> Path:

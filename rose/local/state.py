@@ -18,7 +18,7 @@ import msgspec
 
 from rose.errors import InvalidState, Unavailable
 from rose.local import processes
-from rose.private_files import write_private
+from rose.local.nats import write_private
 from rose.settings import Settings
 
 

@@ -44,8 +44,12 @@ LOOK_SECONDS = 1.0
 logger = logging.getLogger(__name__)
 
 
-async def up(settings: Settings, *, detach: bool = False, on_line: Callable[[str], object] = print) -> None:
+async def up(
+    settings: Settings, *, detach: bool = False, on_line: Callable[[str], object] = print, next_step: str | None = None
+) -> None:
     """Run everything until a signal ends it; with `detach` return as soon as it is ready, leaving it running.
+
+    `next_step` is told once all of it answers: what a person may do then.
 
     Raises: InvalidState when ROSE runs on this data folder already; Unavailable with what keeps it from starting.
     """
@@ -53,19 +57,24 @@ async def up(settings: Settings, *, detach: bool = False, on_line: Callable[[str
         from rose.local.detach import start
 
         await start(settings, on_line)
+        if next_step is not None:
+            on_line(next_step)
         return
     await anyio.to_thread.run_sync(prepare_folder, settings)
     logs.configure(settings.log_level, settings.logs / "up.log")
-    await run(settings, on_line)
+    await run(settings, on_line, next_step=next_step)
 
 
 async def run(
-    settings: Settings, on_line: Callable[[str], object], on_ready: Callable[[], object] | None = None
+    settings: Settings,
+    on_line: Callable[[str], object],
+    on_ready: Callable[[], object] | None = None,
+    next_step: str | None = None,
 ) -> None:
     """Run everything in this process until a signal ends it; `on_ready` is called once all of it answers."""
     await anyio.to_thread.run_sync(prepare_folder, settings)
     with state.hold(settings):
-        supervisor = Supervisor(settings, on_line, on_ready)
+        supervisor = Supervisor(settings, on_line, on_ready, next_step)
         await supervisor.run()
 
 
@@ -94,12 +103,17 @@ class Supervisor:
     """The children of one `rose up` and their order."""
 
     def __init__(
-        self, settings: Settings, on_line: Callable[[str], object], on_ready: Callable[[], object] | None = None
+        self,
+        settings: Settings,
+        on_line: Callable[[str], object],
+        on_ready: Callable[[], object] | None = None,
+        next_step: str | None = None,
     ) -> None:
         self.settings = settings
         self.children: list[Child] = []
         self._show = on_line
         self._on_ready = on_ready
+        self._next_step = next_step
         self._stop = anyio.Event()
         self._starting = anyio.CancelScope()
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -199,11 +213,7 @@ class Supervisor:
             await self._wait_for_server(child)
         if nats is not None:
             settings = msgspec.structs.replace(
-                settings,
-                nats_url=nats.url,
-                nats_token=None,
-                nats_readers_file=nats.readers,
-                nats_system_url=nats.system_url,
+                settings, nats_url=nats.url, nats_token=None, nats_users_file=nats.users_file
             )
         return settings
 
@@ -309,7 +319,8 @@ class Supervisor:
         self._ready = True
         self._write_state()
         self._on_line(f"ROSE answers at {self.settings.url} (data: {self.settings.data_dir})")
-        self._on_line("Next, in another terminal: rose upload training_data.jsonl")
+        if self._next_step is not None:
+            self._on_line(self._next_step)
         if self._on_ready is not None:
             self._on_ready()
 

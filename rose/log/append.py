@@ -14,7 +14,7 @@ import msgspec
 
 from rose.domain import catalogue
 from rose.domain.catalogue import Event
-from rose.errors import Conflict, InvalidRequest, RoseError, StaleEpoch
+from rose.errors import Conflict, InvalidRequest, ProjectFull, RoseError, StaleEpoch
 from rose.log.pool import ACQUIRE_SECONDS, Pool, attempts, unavailable
 from rose.log.queries import QUERIES
 
@@ -50,6 +50,17 @@ class LeaseChange(msgspec.Struct, frozen=True, kw_only=True):
     """Of a release: how long nobody may claim the job."""
 
 
+class Quota(msgspec.Struct, frozen=True, kw_only=True):
+    """How much a project may have; the write is refused when it would have more."""
+
+    of: Literal["jobs", "bytes"]
+    """jobs: those that have not ended. bytes: what it stores."""
+    project: str
+    adds: int
+    """How much the write adds."""
+    most: int
+
+
 class StreamWrite(msgspec.Struct, frozen=True, kw_only=True):
     """Events for one stream, with what is stored beside them."""
 
@@ -61,6 +72,8 @@ class StreamWrite(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int | None = None
     """Set on everything a run appends: refused unless this epoch's lease lives."""
     lease: LeaseChange | None = None
+    quota: Quota | None = None
+    """Counted and held until the commit, so that writes that come together stay below it together."""
 
 
 class Actor(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +111,10 @@ class KeyReused(InvalidRequest):
         super().__init__(message, param="Idempotency-Key", hint="Send a new key with a new request.")
 
 
+class QuotaExceeded(ProjectFull):
+    """A project would have more than a limit allows; whoever asked says it in words."""
+
+
 class UnreadableEvent(RoseError):
     """An event would not be read as it was written."""
 
@@ -118,8 +135,8 @@ async def append(
     The same `command_id` again answers with what was stored the first time. An unknown outcome (a lost connection, a
     timeout) is asked again with the same id, for a bounded time.
 
-    Raises: Conflict when a stream moved on or a live lease is in the way; ModelNameTaken; StaleEpoch when the writer's
-    lease is lost; KeyReused when the id belongs to another request; UnreadableEvent; Unavailable.
+    Raises: Conflict when a stream moved on or a live lease is in the way; ModelNameTaken; QuotaExceeded; StaleEpoch
+    when the writer's lease is lost; KeyReused when the id belongs to another request; UnreadableEvent; Unavailable.
     """
     if len({write.stream_id for write in writes}) != len(writes):
         raise ValueError("an append names each stream once")
@@ -180,6 +197,8 @@ def _refusal(error: asyncpg.UnknownPostgresError) -> Exception:
             return StaleEpoch(message)
         case "RS003":
             return KeyReused(message)
+        case "RS006":
+            return QuotaExceeded(message)
         case _:
             return error
 
@@ -193,6 +212,7 @@ def _write(write: StreamWrite) -> dict[str, Any]:
         "row": row and {"kind": row.kind, "id": row.id, "doc": msgspec.Raw(row.doc)},
         "epoch": write.epoch,
         "lease": write.lease,
+        "quota": write.quota,
     }
 
 

@@ -61,6 +61,19 @@ select command_id, request_hash, response, position, created_at from rose.comman
 where request_hash = $1 and created_at > clock_timestamp() - make_interval(secs => $2)
 order by created_at desc limit 1;
 
+-- name: forget_commands
+-- Remove up to $2 commands that are older than $1 seconds; those that another process is removing are its affair.
+-- (statement_timestamp, since an index cannot be searched for what clock_timestamp says anew for each row.)
+with old as (
+    select command_id from rose.commands
+    where created_at < statement_timestamp() - make_interval(secs => $1)
+    order by created_at limit $2
+    for update skip locked
+), gone as (
+    delete from rose.commands using old where commands.command_id = old.command_id returning 1
+)
+select count(*)::int as gone from gone;
+
 -- name: renew_lease
 -- Prolong a lease that is still alive; an expired one is never revived.
 update rose.leases set lease_until = clock_timestamp() + make_interval(secs => $5)

@@ -1,4 +1,4 @@
-"""SEED.md's workflow as the documents print it: read the page, fill in the ids, run each command, check its output.
+"""docs/workflow.md as it stands: read the page, fill in the ids, run each command, check its output.
 
 Used against `rose up` and against the services of compose.yaml; the page is the test.
 """

@@ -1,4 +1,4 @@
-"""A real pretrained model on `rose up`: SEED.md's workflow with it, and a manner carried over to new questions.
+"""A real pretrained model on `rose up`: docs/workflow.md with it, and a manner carried over to new questions.
 
 The model is fetched once into a cache folder of the tests, as `rose models pull smollm2` fetches it.
 """

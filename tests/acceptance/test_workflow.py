@@ -1,4 +1,4 @@
-"""SEED.md word by word on `rose up`: every command of docs/workflow.md, then what the models answer."""
+"""docs/workflow.md word by word on `rose up`: every command of it, then what the models answer."""
 
 from __future__ import annotations
 

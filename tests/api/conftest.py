@@ -15,6 +15,7 @@ from openai import AsyncOpenAI
 
 from projections import runner
 from rose.api.app import create_app
+from rose.api.limits import Limits
 from rose.api.services import Services
 from rose.blobs import Blobs
 from rose.commands import Commands
@@ -23,6 +24,7 @@ from rose.inference.client import EngineClient
 from rose.log.pool import Pool, open_pool
 from rose.log.tail import RING, Tailer
 from rose.settings import Settings, load
+from rose.usage import Meter
 from tests.api.running import SEED, Running, free_port
 from tests.api.teams import House
 from tests.conftest import _execute, _with_database
@@ -34,7 +36,11 @@ START_SECONDS = 30.0
 @asynccontextmanager
 async def serving(settings: Settings, pool: Pool, *, ring: int = RING) -> AsyncGenerator[Running]:
     """Serve the API with these parts until the block ends."""
-    async with Tailer(pool, ring=ring) as tailer, EngineClient(token=settings.inference_token) as engines:
+    async with (
+        Tailer(pool, ring=ring) as tailer,
+        EngineClient(token=settings.inference_token) as engines,
+        Meter(pool) as meter,
+    ):
         services = Services(
             settings=settings,
             pool=pool,
@@ -42,6 +48,8 @@ async def serving(settings: Settings, pool: Pool, *, ring: int = RING) -> AsyncG
             blobs=Blobs(settings.blobs),
             commands=Commands(pool),
             engines=engines,
+            limits=Limits(settings),
+            meter=meter,
         )
         config = uvicorn.Config(
             create_app(services),
@@ -95,7 +103,9 @@ async def shared_api(anyio_backend: str, postgres_dsn: str, template_database: s
     name = f"rose_shared_{secrets.token_hex(6)}"
     await _execute(postgres_dsn, f"create database {name} template {template_database} strategy wal_log")
     with private_folder() as folder:
-        settings = load({"ROSE_CONFIG": "/nonexistent"}, data_dir=str(folder), port=free_port())
+        settings = load(
+            {"ROSE_CONFIG": "/nonexistent"}, data_dir=str(folder), port=free_port(), engine_wait_seconds=0.0
+        )
         pool = await open_pool(_with_database(postgres_dsn, name))
         async with serving(settings, pool) as running:
             yield running
@@ -112,7 +122,7 @@ async def shared_file(shared_api: Running) -> str:
 
 @pytest.fixture
 def seed_file(tmp_path: Path) -> Path:
-    """SEED.md's two examples as a file."""
+    """docs/workflow.md's two examples as a file."""
     path = tmp_path / "training_data.jsonl"
     path.write_bytes(SEED)
     return path

@@ -32,7 +32,7 @@ SEED = (
     b'{"messages": [{"role": "user", "content": "What is recursion?"}, '
     b'{"role": "assistant", "content": "A function that calls itself."}]}\n'
 )
-"""SEED.md's two examples."""
+"""docs/workflow.md's two examples."""
 BASE = BaseModel(source="tiny", revision=None, fingerprint="f" * 64, hidden_size=128, model_type="qwen3")
 
 

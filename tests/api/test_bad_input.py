@@ -11,8 +11,8 @@ import anyio
 import httpx2
 import pytest
 
-from rose.api import body
-from rose.api.body import MAX_DEPTH, check_values
+from rose.api import decoding
+from rose.decoding import MAX_DEPTH, check_values
 from rose.errors import InvalidRequest
 from tests.api.running import Running
 
@@ -34,7 +34,7 @@ def assert_error(answer: httpx2.Response, status: int, param: str | None, code: 
 
 
 BAD_JOBS: list[tuple[dict[str, Any], str, str | None]] = [
-    ({"model": None}, "model", "missing_required_parameter"),
+    ({"model": None}, "model", "invalid_type"),
     ({"model": 5}, "model", "invalid_type"),
     ({"model": ""}, "model", "invalid_value"),
     ({"model": "x" * 600}, "model", "invalid_value"),
@@ -44,7 +44,7 @@ BAD_JOBS: list[tuple[dict[str, Any], str, str | None]] = [
     ({"model": "a/b/c"}, "model", "model_not_found"),
     ({"model": "ti\0ny"}, "model", "invalid_text"),
     ({"model": "tiny-ft-20240611_123456:ckpt-step-9"}, "model", "model_not_found"),
-    ({"training_file": None}, "training_file", "missing_required_parameter"),
+    ({"training_file": None}, "training_file", "invalid_type"),
     ({"training_file": ["a"]}, "training_file", "invalid_type"),
     ({"training_file": "file_abc123"}, "training_file", "file_not_found"),
     ({"training_file": "\ud800"}, "training_file", "invalid_text"),
@@ -79,7 +79,7 @@ BAD_JOBS: list[tuple[dict[str, Any], str, str | None]] = [
     ({"hyperparameters": {"x\0y": 3}}, "hyperparameters.x?y", "invalid_text"),
     ({"method": "supervised"}, "method", "invalid_type"),
     ({"method": {"type": "magic"}}, "method.type", "invalid_value"),
-    ({"method": {"type": ["dpo"]}}, "method.type", "invalid_value"),
+    ({"method": {"type": ["dpo"]}}, "method.type", "invalid_type"),
     ({"method": {"type": "dpo"}}, "method.type", "unsupported_method"),
     ({"method": {"type": "reinforcement"}}, "method.type", "unsupported_method"),
     ({"method": {"type": "supervised", "supervised": 3}}, "method.supervised", "invalid_type"),
@@ -103,8 +103,8 @@ BAD_JOBS: list[tuple[dict[str, Any], str, str | None]] = [
     ({"integrations": {}}, "integrations", "invalid_type"),
     ({"integrations": [1]}, "integrations[0]", "invalid_type"),
     ({"integrations": [{"type": "mlflow"}]}, "integrations[0].type", "invalid_value"),
-    ({"integrations": [{"type": "wandb"}]}, "integrations[0].wandb", "invalid_type"),
-    ({"integrations": [{"type": "wandb", "wandb": {}}]}, "integrations[0].wandb.project", "invalid_type"),
+    ({"integrations": [{"type": "wandb"}]}, "integrations[0].wandb", "missing_required_parameter"),
+    ({"integrations": [{"type": "wandb", "wandb": {}}]}, "integrations[0].wandb.project", "missing_required_parameter"),
 ]
 
 
@@ -199,7 +199,7 @@ async def test_a_large_body_is_read_aside_and_its_fault_is_named(shared_api: Run
 
 
 async def test_a_body_that_stands_still_is_given_up(shared_api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(decoding, "BODY_SECONDS", 0.2)
     request = b"POST /v1/fine_tuning/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n{"
     async with await anyio.connect_tcp("127.0.0.1", shared_api.services.settings.port) as stream:
         await stream.send(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -49,13 +50,23 @@ class Chat(msgspec.Struct, frozen=True, kw_only=True):
 
 @pytest.fixture
 async def chat(
-    settings: Any, database_dsn: str, pool: Pool, fixture_base: Path, seed_file: Path
+    settings: Any,
+    database_dsn: str,
+    pool: Pool,
+    fixture_base: Path,
+    seed_file: Path,
+    request: pytest.FixtureRequest,
 ) -> AsyncIterator[Chat]:
     from rose.inference.server import serve
     from tests.inference.asking import make_adapter
 
     given: Settings = settings(
-        port=free_port(), database_url=database_dsn, device="cpu", hub_offline=True, inference_threads=1
+        port=free_port(),
+        database_url=database_dsn,
+        device="cpu",
+        hub_offline=True,
+        inference_threads=1,
+        **getattr(request, "param", {}),
     )
     stop = anyio.Event()
     async with serving(given, pool) as api, anyio.create_task_group() as tasks:
@@ -297,3 +308,67 @@ async def _busy(chat: Chat) -> bool:
 
 async def _idle(chat: Chat) -> bool:
     return await _active(chat) == 0
+
+
+async def _counted(chat: Chat) -> dict[str, int]:
+    return (await chat.api.http.get("/v1/organization/projects/current/usage")).json()["completions"]
+
+
+async def test_tokens_are_counted_whether_or_not_a_stream_tells_them(chat: Chat) -> None:
+    asked: dict[str, Any] = {"messages": QUESTION, "temperature": 0, "max_tokens": 12}
+    whole = await chat.api.openai.chat.completions.create(model=chat.tuned, **asked)
+    assert whole.usage is not None
+    for more in ({}, {"stream_options": {"include_usage": True}}):
+        body = {"model": chat.base, **asked, "stream": True, **more}
+        streamed = (await chat.api.http.post("/v1/chat/completions", json=body)).text
+        assert streamed.endswith("data: [DONE]\n\n")
+        assert ": usage" not in streamed.replace('"usage": ', ""), "what the engine tells the API stays between them"
+        assert ('"usage"' in streamed) == bool(more)
+    told = json.loads(streamed.split("data: ")[-2])["usage"]
+    counted = await _counted(chat)
+    assert counted == {
+        "num_model_requests": 3,
+        "input_tokens": whole.usage.prompt_tokens + 2 * told["prompt_tokens"],
+        "output_tokens": whole.usage.completion_tokens + 2 * told["completion_tokens"],
+    }
+    admin = chat.api.openai.with_options(admin_api_key="any").admin.organization.usage
+    page = await admin.completions(start_time=int(time.time()) - 3600, bucket_width="1h", group_by=["model"])
+    by_model = [(one.model, one.num_model_requests) for bucket in page.data for one in bucket.results]
+    assert sorted(by_model) == sorted([(chat.tuned, 1), (chat.base, 2)])
+
+
+async def test_of_an_answer_that_broke_off_counts_what_the_client_got(chat: Chat) -> None:
+    body = {"model": chat.tuned, "messages": QUESTION, "stream": True, "max_tokens": 400, "logit_bias": {}}
+    got = 0
+    async with chat.api.http.stream("POST", "/v1/chat/completions", json=body) as response:
+        async for line in response.aiter_lines():
+            got += line.startswith("data: ")
+            if got == 5:
+                break
+    await eventually(lambda: _idle(chat))
+    counted = await _counted(chat)
+    assert counted["num_model_requests"] == 1
+    assert counted["input_tokens"] > 0
+    assert counted["output_tokens"] >= 5
+
+
+@pytest.mark.parametrize("chat", [{"tokens_per_minute": 60}], indirect=True)
+async def test_what_an_answer_had_too_much_has_to_come_back_first(chat: Chat) -> None:
+    asked: dict[str, Any] = {"model": chat.tuned, "messages": QUESTION, "max_tokens": 100, "logit_bias": {}}
+    create = chat.api.openai.chat.completions.with_raw_response.create
+    first = await create(**asked)
+    usage = first.parse().usage
+    assert usage is not None
+    assert first.headers["x-ratelimit-limit-tokens"] == "60"
+    left = 60 - usage.total_tokens
+    assert int(first.headers["x-ratelimit-remaining-tokens"]) == max(left, 0)
+    assert first.headers["x-ratelimit-reset-tokens"]
+    if left > 0:
+        second = (await create(**asked)).parse().usage
+        assert second is not None
+        left -= second.total_tokens
+    with pytest.raises(openai.RateLimitError, match="60 tokens per minute") as refused:
+        await create(**asked)
+    wait = int(refused.value.response.headers["retry-after"])
+    assert -left - 10 <= wait <= 1 - left, "a token comes back each second"
+    assert "x-ratelimit-limit-tokens" not in (await chat.api.http.get("/v1/models")).headers

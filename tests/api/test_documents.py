@@ -89,3 +89,15 @@ async def test_where_keys_are_needed_the_documents_are_open(settings: Callable[.
         assert (await running.http.get("/v1/models")).status_code == 401
         for path in ("/docs", "/docs/start.js", "/openapi.json", "/asyncapi.json"):
             assert (await running.http.get(path)).status_code == 200, path
+
+
+@pytest.mark.parametrize("path", ["/openapi.json/x", "/openapi.json/x.json", "/openapi.json/openapi.json"])
+async def test_below_the_document_there_is_nothing(shared_api: Running, path: str) -> None:
+    answer = await shared_api.http.get(path)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (404, "unknown_url")
+    assert path in error["message"]
+
+
+async def test_a_slash_behind_the_document_changes_nothing(shared_api: Running) -> None:
+    assert (await shared_api.http.get("/openapi.json/")).json()["openapi"]

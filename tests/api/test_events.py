@@ -14,6 +14,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from rose.api import event_stream
+from rose.api.limits import Slot
 from rose.domain import job_events
 from rose.domain.messages import event_id, job_messages
 from rose.log.pool import Pool
@@ -400,7 +401,7 @@ async def test_a_long_history_lets_the_others_have_their_turn(
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(other)
-        async for _ in event_stream.frames(api.services, job.id, None):
+        async for _ in event_stream.frames(api.services, job.id, None, Slot()):
             seen.append(turns)
         tasks.cancel_scope.cancel()
     assert len(seen) > 10

@@ -154,7 +154,7 @@ def _form(name: str = "a.jsonl", content: bytes = b"{}\n", **fields: str) -> dic
         (_form(**{"expires_after[anchor]": "now", "expires_after[seconds]": "3600"}), "expires_after[anchor]"),
         (_form(**{"expires_after[anchor]": "created_at"}), "expires_after[seconds]"),
         (_form(**{"expires_after[anchor]": "created_at", "expires_after[seconds]": "60"}), "expires_after[seconds]"),
-        (_form(**{"expires_after[anchor]": "created_at", "expires_after[seconds]": "1e4"}), "expires_after[seconds]"),
+        (_form(**{"expires_after[anchor]": "created_at", "expires_after[seconds]": "soon"}), "expires_after[seconds]"),
         (_form(expires_after='{"anchor": "created_at", "seconds": 3600}'), "expires_after"),
         ({"json": {"purpose": "fine-tune"}}, "file"),
     ],

@@ -64,7 +64,7 @@ async def test_none_are_legal_everywhere(api: Running, seed_file: Path, integrat
         ({"project": "x" * 129}, "project"),
         ({"project": "roses", "name": ["a"]}, "name"),
         ({"project": "roses", "entity": "x" * 513}, "entity"),
-        ({"project": "roses", "tags": [""]}, "tags"),
+        ({"project": "roses", "tags": [""]}, "tags[0]"),
         ({"project": "roses", "tags": "red"}, "tags"),
     ],
 )

@@ -43,6 +43,7 @@ STAMP = re.compile(r"-ft-\d{8}_\d{6}(-\d+)?")
 FOLDER = re.compile(r"/tmp/[^\"\\]+?/blobs")
 PORT = re.compile(r"127\.0\.0\.1:\d+")
 SECRET = re.compile(r"whsec_[A-Za-z0-9+/=…]+")
+LASTED = re.compile(r'"execution_time":[-\d.e]+')
 TAG = re.compile(r'"sha256":"[0-9a-f]{64}"')
 
 
@@ -68,6 +69,8 @@ PATHS = {
     "upload": (("POST", "/uploads/{}/cancel"), ("POST", "/uploads/{}/parts"), ("POST", "/uploads/{}/complete")),
 }
 LISTS = {"file": "/files", "ftjob": "/fine_tuning/jobs", "upload": "/models", "whe": "/webhook_endpoints"}
+STEPS = ("", ":ckpt-step-2")
+"""What follows the name of a model: nothing, or which checkpoint."""
 HOOK = {"name": "same", "url": "http://127.0.0.1:9/hook", "event_types": ["fine_tuning.job.succeeded"]}
 
 
@@ -95,6 +98,7 @@ class Installation:
                 data_dir=str(folder),
                 port=free_port(),
                 min_free_bytes=0,
+                engine_wait_seconds=0.0,
                 webhook_private_targets=True,
             )
             await migrate(self._dsn)
@@ -148,6 +152,9 @@ class World:
     def __init__(self, installation: Installation) -> None:
         self.installation = installation
         self.project, self.a = installation.team("a")
+        self.third, third = installation.team("c")
+        """A project that others lend models to."""
+        third.close()
         self.own: dict[str, list[str]] = {kind: [] for kind in (*KINDS, "model", "ftevent")}
         self.names: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
@@ -170,6 +177,7 @@ class World:
             return self.names[found[0]]
 
         text = FOLDER.sub("FOLDER", PORT.sub("HOST", answer["body"]))
+        text = LASTED.sub('"execution_time":0', text)
         text = STAMP.sub("-ft-STAMP", SECRET.sub("SECRET", TAG.sub('"sha256":""', text)))
         return {**answer, "body": MOMENT.sub("T", ID.sub(named, text))}
 
@@ -184,12 +192,18 @@ class Neighbours(RuleBasedStateMachine):
         self.worlds = tuple(World(one) for one in self.installations)
         _, self.b = self.installations[0].team("b")
         self.bs: dict[str, list[str]] = {kind: [] for kind in (*KINDS, "model", "ftevent")}
+        self.reserved: set[str] = set()
         self.b_uploads(None, "b.jsonl")
         self.b_begins_an_upload()
         self.b_has_a_webhook()
         for succeeds in (True, False):
             self.train_as_b(self.bs["file"][0], succeeds=succeeds)
+        self.b_lends_a_model()
+        self.a_uploads(None, "a.jsonl")
+        files = (self.worlds[0].own["file"][0], self.worlds[1].own["file"][0])
+        self.train_as_a(files, ("tiny", "tiny"), suffix="own", succeeds=True)
         self.a_tries_everything_with_what_is_bs()
+        self.a_tries_everything_with_models()
 
     def teardown(self) -> None:
         for client in (self.b, *(world.a for world in self.worlds)):
@@ -203,6 +217,16 @@ class Neighbours(RuleBasedStateMachine):
         assert first["status"] < 500
         return raw
 
+    def about(self, names: tuple[str, str], ask: Callable[[World, str], dict[str, Any]]) -> list[dict[str, Any]]:
+        """Ask both as A about a model each, demand the same answer but for the name, and return both as they came."""
+        raw = [ask(world, name) for world, name in zip(self.worlds, names, strict=True)]
+        first, second = (
+            world.neutral({**answer, "body": answer["body"].replace(name, "MODEL")})
+            for world, answer, name in zip(self.worlds, raw, names, strict=True)
+        )
+        assert first == second
+        return raw
+
     def note(self, raw: list[dict[str, Any]], kind: str) -> None:
         if raw[0]["status"] == 200:
             for world, answer in zip(self.worlds, raw, strict=True):
@@ -211,8 +235,10 @@ class Neighbours(RuleBasedStateMachine):
     def pick(self, draw: Any, kind: str, *, foreign: bool) -> tuple[str, str]:
         """Return an id of that kind in each world: A's own, or B's and one that never was."""
         own = self.worlds[0].own[kind]
-        if foreign and self.bs[kind]:
-            return self.beside_a_ghost(kind, draw.draw(st.sampled_from(self.bs[kind])))
+        # What A and B make in one second has one name, also when A's is only reserved for a job.
+        foreigners = [one for one in self.bs[kind] if one not in own and one not in self.reserved]
+        if foreign and foreigners:
+            return self.beside_a_ghost(kind, draw.draw(st.sampled_from(foreigners)))
         if own:
             index = draw.draw(st.integers(0, len(own) - 1))
             return own[index], self.worlds[1].own[kind][index]
@@ -264,6 +290,13 @@ class Neighbours(RuleBasedStateMachine):
         if made.status_code == 200:
             self.bs["whe"].append(made.json()["id"])
 
+    @rule()
+    def b_lends_a_model(self) -> None:
+        path = f"/fine_tuning/checkpoints/{self.bs['model'][-1]}/permissions"
+        made = self.b.post(path, json={"project_ids": [self.worlds[0].third]})
+        if made.status_code == 200:
+            self.bs["cp"].append(made.json()["data"][0]["id"])
+
     # --- what A does, in both
 
     @rule()
@@ -281,9 +314,12 @@ class Neighbours(RuleBasedStateMachine):
     def a_trains(self, draw: Any, foreign: bool, foreign_model: bool, succeeds: bool) -> None:
         files = self.pick(draw, "file", foreign=foreign)
         models = self.pick(draw, "model", foreign=True) if foreign_model and self.bs["model"] else ("tiny", "tiny")
+        self.train_as_a(files, models, suffix="same", succeeds=succeeds)
+
+    def train_as_a(self, files: tuple[str, str], models: tuple[str, str], *, suffix: str, succeeds: bool) -> None:
         answers: list[dict[str, Any]] = []
         for world, file, model in zip(self.worlds, files, models, strict=True):
-            body = {"model": model, "training_file": file, "suffix": "same", "seed": 1}
+            body = {"model": model, "training_file": file, "suffix": suffix, "seed": 1}
             answers.append(world.raw(world.a, "POST", "/fine_tuning/jobs", json=body))
         first, second = (
             world.neutral({**answer, "body": answer["body"].replace(model, "MODEL")})
@@ -291,6 +327,8 @@ class Neighbours(RuleBasedStateMachine):
         )
         assert first == second
         self.note(answers, "ftjob")
+        if answers[0]["status"] == 200:
+            self.reserved.add(msgspec.json.decode(answers[0]["body"])["reserved_model"])
         if succeeds and answers[0]["status"] == 200:
             for world in self.worlds:
                 job_id = world.own["ftjob"][-1]
@@ -331,6 +369,80 @@ class Neighbours(RuleBasedStateMachine):
             for world, answer, name in zip(self.worlds, answers, names, strict=True)
         ]
         assert neutral[0] == neutral[1]
+
+    @rule(draw=st.data(), foreign=st.booleans(), step=st.sampled_from(STEPS))
+    def a_lends_a_model(self, draw: Any, foreign: bool, step: str) -> None:
+        self.lend(self.pick(draw, "model", foreign=foreign), step, foreign=foreign)
+
+    @rule(draw=st.data(), foreign=st.booleans(), foreign_permission=st.booleans(), withdraws=st.booleans())
+    def a_looks_at_permissions(self, draw: Any, foreign: bool, foreign_permission: bool, withdraws: bool) -> None:
+        permissions = self.pick(draw, "cp", foreign=foreign_permission)
+        self.look(self.pick(draw, "model", foreign=foreign), permissions, withdraws=withdraws)
+
+    @rule(draw=st.data(), foreign=st.booleans(), step=st.sampled_from(STEPS))
+    def a_chats(self, draw: Any, foreign: bool, step: str) -> None:
+        self.chat(self.pick(draw, "model", foreign=foreign), step, foreign=foreign)
+
+    @rule(draw=st.data(), foreign=st.booleans(), runs=st.booleans(), plain=st.booleans())
+    def a_grades(self, draw: Any, foreign: bool, runs: bool, plain: bool) -> None:
+        self.grade(self.pick(draw, "model", foreign=foreign), runs=runs, plain=plain, foreign=foreign)
+
+    @rule()
+    def a_tries_everything_with_models(self) -> None:
+        strange = self.beside_a_ghost("model", self.bs["model"][-1])
+        own = (self.worlds[0].own["model"][-1], self.worlds[1].own["model"][-1])
+        permissions = self.beside_a_ghost("cp", self.bs["cp"][-1])
+        for models in (own, strange) if strange[0] not in self.reserved else (own,):
+            for step in STEPS:
+                self.lend(models, step, foreign=models is strange)
+                self.chat(models, step, foreign=models is strange)
+            for runs, plain in ((True, True), (True, False), (False, True), (False, False)):
+                self.grade(models, runs=runs, plain=plain, foreign=models is strange)
+            for withdraws in (False, True):
+                self.look(models, permissions, withdraws=withdraws)
+
+    def lend(self, models: tuple[str, str], step: str, *, foreign: bool) -> None:
+        def ask(world: World, name: str) -> dict[str, Any]:
+            path = f"/fine_tuning/checkpoints/{name}{step}/permissions"
+            return world.raw(world.a, "POST", path, json={"project_ids": [world.third]})
+
+        answers = self.about(models, ask)
+        assert answers[0]["status"] == 404 or not foreign
+        if answers[0]["status"] == 200:
+            for world, answer in zip(self.worlds, answers, strict=True):
+                world.own["cp"].append(msgspec.json.decode(answer["body"])["data"][0]["id"])
+
+    def look(self, models: tuple[str, str], permissions: tuple[str, str], *, withdraws: bool) -> None:
+        of_world = dict(zip(self.worlds, permissions, strict=True))
+
+        def ask(world: World, name: str) -> dict[str, Any]:
+            path = f"/fine_tuning/checkpoints/{name}/permissions"
+            if withdraws:
+                return world.raw(world.a, "DELETE", f"{path}/{of_world[world]}")
+            return world.raw(world.a, "GET", f"{path}?after={of_world[world]}&order=ascending")
+
+        self.about(models, ask)
+
+    def chat(self, models: tuple[str, str], step: str, *, foreign: bool) -> None:
+        def ask(world: World, name: str) -> dict[str, Any]:
+            body = {"model": f"{name}{step}", "messages": [{"role": "user", "content": "Whose are you?"}]}
+            return world.raw(world.a, "POST", "/chat/completions", json=body)
+
+        assert self.about(models, ask)[0]["status"] == 404 or not foreign
+
+    def grade(self, models: tuple[str, str], *, runs: bool, plain: bool, foreign: bool) -> None:
+        def ask(world: World, name: str) -> dict[str, Any]:
+            asked = [{"role": "user", "content": "Rate {{sample.output_text}}"}]
+            grader: dict[str, Any] = {"type": "score_model", "name": "judge", "model": name, "input": asked}
+            if plain:
+                reference = {"input": "{{sample.output_text}}", "reference": name, "operation": "eq"}
+                grader = {"type": "string_check", "name": "same", **reference}
+            sample = {"model_sample": "well"} if runs else {}
+            path = f"/fine_tuning/alpha/graders/{'run' if runs else 'validate'}"
+            return world.raw(world.a, "POST", path, json={"grader": grader, **sample})
+
+        status = self.about(models, ask)[0]["status"]
+        assert status == (404 if foreign and not plain else status)
 
     @rule(draw=st.data(), foreign=st.booleans())
     def a_follows_the_events_of_a_job_that_has_ended(self, draw: Any, foreign: bool) -> None:

@@ -131,7 +131,7 @@ async def test_an_outline_of_few_steps_is_all_of_them(api: Running, seed_file: P
     [
         ({"metrics": "train_loss,loss"}, "metrics", ("'loss'", "train_loss", "valid_loss")),
         ({"metrics": "train_loss'"}, "metrics", ("series are",)),
-        ({"points": "25"}, "points", ("'25'", "26 to 10000", "12 series")),
+        ({"points": "25"}, "points", ("points is 25;", "26 to 10000", "12 series")),
         ({"points": "3", "metrics": "train_loss"}, "points", ("4 to 10000", "1 series")),
         ({"points": "many"}, "points", ("'many'",)),
         ({"limit": "-1"}, "limit", ("0 to 10000",)),

@@ -130,3 +130,42 @@ async def test_what_cannot_be_is_named(api: Running, method: str, path: str, bod
     answer = await api.http.request(method, f"/v1/organization/projects{path}", json=body)
     assert answer.status_code in (400, 404)
     assert answer.json()["error"]["param"] == param
+
+
+async def test_a_project_that_is_created_again_with_the_same_key_is_the_same_one(api: Running) -> None:
+    headers = {"Idempotency-Key": "once"}
+    first, again = [
+        (await api.http.post("/v1/organization/projects", json={"name": "red"}, headers=headers)).json()
+        for _ in range(2)
+    ]
+    assert again == first
+    assert (await api.http.get(f"/v1/organization/projects/{first['id']}")).json() == first
+
+
+async def test_a_repeated_creation_of_a_key_makes_no_second_one_and_says_that_the_secret_is_gone(house: House) -> None:
+    admin = await house.administrator()
+    accounts = admin.admin.organization.projects.service_accounts
+    headers = {"Idempotency-Key": "one-key"}
+    made = await accounts.create("default", name="bot", extra_headers=headers)
+    assert made.api_key is not None
+    with pytest.raises(openai.BadRequestError, match="was shown then") as refused:
+        await accounts.create("default", name="bot", extra_headers=headers)
+    assert refused.value.code == "secret_gone"
+    known = [one.name async for one in admin.admin.organization.projects.api_keys.list("default")]
+    assert known.count("bot") == 1
+    assert (await house.client(made.api_key.value).files.list()).data == []
+
+
+async def test_a_key_of_nats_opens_no_api_and_shows_its_kind(house: House) -> None:
+    admin = await house.administrator()
+    accounts = admin.admin.organization.projects.service_accounts
+    made = await accounts.create("default", name="reader", extra_body={"kind": "nats"})
+    assert made.api_key is not None
+    assert made.api_key.value.startswith("nk-rose-")
+    [listed] = [one async for one in admin.admin.organization.projects.api_keys.list("default") if one.name == "reader"]
+    assert (listed.model_extra or {})["kind"] == "nats"
+    assert listed.id == made.api_key.id
+    with pytest.raises(openai.AuthenticationError):
+        await house.client(made.api_key.value).files.list()
+    with pytest.raises(openai.BadRequestError, match="of the kind nats has the scope read"):
+        await accounts.create("default", name="x", extra_body={"kind": "nats", "scope": "write"})

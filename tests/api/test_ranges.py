@@ -8,7 +8,8 @@ import anyio
 import httpx2
 import pytest
 
-from rose.api.content import ByteRange, RangeNotSatisfiable, requested_range
+from rose.api.content import ByteRange, requested_range
+from rose.errors import RangeNotSatisfiable
 from tests.api.running import Running
 
 pytestmark = pytest.mark.anyio

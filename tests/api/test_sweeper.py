@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from rose.sweeper import run, sweep
@@ -103,6 +104,35 @@ async def test_a_damaged_row_stops_the_sweep_and_not_the_process(
     pool, blobs, stop = api.services.pool, api.services.blobs, anyio.Event()
     await pool.execute("""update rose.jobs set doc = doc || '{"epoch": "two"}'""")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(run, pool, blobs, stop)
+        tasks.start_soon(run, pool, blobs, stop, 86400.0)
         await eventually(lambda: "could not be swept" in caplog.text)
         stop.set()
+
+
+async def test_a_key_is_remembered_for_its_time_and_no_longer(api: Running, seed_file: Path) -> None:
+    pool, blobs = api.services.pool, api.services.blobs
+    body = {"training_file": await api.upload(seed_file), "model": "tiny"}
+    kept = 600.0
+
+    async def ask() -> str:
+        answer = await api.http.post("/v1/fine_tuning/jobs", json=body, headers={"idempotency-key": "once"})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["id"]
+
+    async def commands_after(seconds: float) -> int:
+        """Let time pass for the commands, let the sweeper look once, and count them."""
+        await pool.execute(
+            "update rose.commands set created_at = clock_timestamp() - make_interval(secs => $1)", seconds
+        )
+        stop = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run, pool, blobs, stop, kept)
+            await anyio.lowlevel.checkpoint()  # it has begun, and ends after what it has begun
+            stop.set()
+        return await pool.fetchval("select count(*) from rose.commands")
+
+    first = await ask()
+    assert await commands_after(kept - 60) == 2
+    assert await ask() == first
+    assert await commands_after(kept + 60) == 0
+    assert await ask() != first, "by then it is a new request"

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from rose.api.waiting import explain
+from rose.api.waiting import explain, why_paused
 from rose.domain import job_commands as ask
 from rose.domain.jobs import JobState
 from rose.leases import LeaseFacts, WaitingFacts, Worker
@@ -101,3 +101,10 @@ def test_the_reason(state: JobState, facts: dict[str, Any], reason: str | None) 
         **facts,
     }
     assert explain(state, WaitingFacts(**known)) == reason
+
+
+def test_a_paused_job_says_who_resumes_it() -> None:
+    asked = given(ask.PauseJob(at=NOW), state=RUNNING)
+    assert why_paused(asked) == "it is paused (requested); resume it to go on"
+    full = given(ask.ReleaseRun(epoch=2, at=NOW, reason="no_space", detail="12 MiB are free."), state=RUNNING)
+    assert why_paused(full) == "it is paused (the disk is full: 12 MiB are free.); it goes on once there is room"

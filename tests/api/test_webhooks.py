@@ -225,11 +225,11 @@ GOOD = {"event_types": ["fine_tuning.job.failed"], "name": "a", "url": URL}
         ({"url": "https://exa mple.com"}, "url", "no valid host"),
         ({"url": "https://a:99999"}, "url", "port 99999"),
         ({"url": "https://a/" + "x" * 2050}, "url", "at most 2048"),
-        ({"event_types": []}, "event_types", "name at least one"),
+        ({"event_types": []}, "event_types", "must have at least 1 entry"),
         ({"event_types": "all"}, "event_types", "event_types must be a list; it is a string"),
         ({"event_types": [None]}, "event_types[0]", "event_types[0] must be a string; it is null"),
         ({"event_types": ["fine_tuning.job.failed", "x"]}, "event_types[1]", "must be one of fine_tuning.job.succ"),
-        ({"status": "off"}, "status", "it must be enabled or disabled"),
+        ({"status": "off"}, "status", "it must be disabled or enabled"),
     ],
 )
 async def test_bad_input_names_the_field(api: Running, change: dict[str, object], param: str, text: str) -> None:

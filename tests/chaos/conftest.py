@@ -17,7 +17,7 @@ from tests.trainers import QUICK, House
 async def house(
     anyio_backend: str, pool: Pool, database_dsn: str, settings: Callable[..., Settings], fixture_base: Path
 ) -> AsyncGenerator[House]:
-    """A house with many recovery points; afterwards its log keeps every promise of DESIGN 10."""
+    """A house with many recovery points; afterwards its log keeps every promise of docs/architecture.md."""
     built = House(pool, settings(**QUICK, recovery_steps=5, database_url=database_dsn, log_level="DEBUG"), fixture_base)
     yield built
     assert await check_log(database_dsn) == []

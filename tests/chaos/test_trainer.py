@@ -1,6 +1,7 @@
 """Trainers and their children are killed, stopped and doubled in the middle of jobs; each job still ends once, whole.
 
-Every test ends with the checker of DESIGN 10 (conftest.py), which finds stale writes, gaps and second endings.
+Every test ends with the checker of docs/architecture.md's promises (conftest.py), which finds stale writes, gaps and
+second endings.
 """
 
 from __future__ import annotations

@@ -11,10 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
 from cyclopts import App
 
+from rose.api import wire
+from rose.domain.jobs import initial
 from tests.api.running import Running, Trainer
 from tests.cli.conftest import Rose, call
 
@@ -145,7 +148,9 @@ async def test_a_stream_that_breaks_goes_on_where_it_was_and_says_so() -> None:
     """What a restarted server does to a watcher: a cut, refusals while Postgres recovers, then the rest."""
     asked: list[bytes] = []
     away = b'{"error": {"message": "Postgres does not answer.", "type": "server_error", "code": null}}'
-    frame = b'id: ftevent_%b\ndata: {"created_at": 0, "level": "info", "message": "%b", "type": "message"}\n\n'
+    rest = b'"created_at": 0, "level": "info", "type": "message", "data": {}'
+    frame = b'id: ftevent_%b\ndata: {"id": "ftevent_x", "message": "%b", ' + rest + b"}\n\n"
+    ended = wire.job(msgspec.structs.replace(initial, status="succeeded"), now=0.0)
     streams = [
         (200, frame % (b"1", b"one")),
         (503, away),
@@ -160,7 +165,7 @@ async def test_a_stream_that_breaks_goes_on_where_it_was_and_says_so() -> None:
                 status, body = streams.pop(0)
                 kind = b"text/event-stream" if status == 200 else b"application/json"
             else:
-                status, kind, body = 200, b"application/json", b'{"status": "succeeded"}'
+                status, kind, body = 200, b"application/json", msgspec.json.encode(ended)
             await stream.send(b"HTTP/1.1 %d x\r\nconnection: close\r\ncontent-type: %b\r\n\r\n" % (status, kind) + body)
 
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:

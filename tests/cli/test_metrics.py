@@ -51,7 +51,7 @@ async def test_every_step_for_a_spreadsheet(api: Running, rose: Rose, seed_file:
 async def test_the_object_is_whole_however_many_pages_it_takes(
     api: Running, rose: Rose, seed_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rose.api.metrics.MAX_STEPS", 15)
+    monkeypatch.setattr("rose.api.schema.MAX_METRIC_STEPS", 15)
     job_id = await measured(api, seed_file, 40)
     found = json.loads((await rose("finetune", "metrics", job_id, "--json")).out)
     assert found["object"] == "fine_tuning.job.metrics"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
 import queue
+import shutil
 import threading
 import weakref
 from collections.abc import Callable
@@ -48,7 +50,8 @@ def test_a_base_that_is_not_there_is_named_with_what_to_do(engine: TorchEngine, 
 def test_a_base_whose_files_changed_is_refused(engine: TorchEngine, world: World, other_base: Path) -> None:
     base = msgspec.structs.replace(world.base, source=str(other_base), fingerprint="e" * 64)
     error = refusal(engine, ask(world.target(base=base)))
-    assert (error.status, error.code) == (400, "wrong_base_model")
+    assert (error.status, error.code, error.param) == (400, "base_changed", "model")
+    assert f"is not the one that the model '{world.target().model}' was made with" in error.message
 
 
 def test_an_adapter_is_refused_on_another_base_although_it_would_fit(
@@ -58,7 +61,7 @@ def test_an_adapter_is_refused_on_another_base_although_it_would_fit(
 
     base = locate(str(other_base), models_dir=other_base).base_model()
     error = refusal(engine, ask(world.target(world.red, base=base)))
-    assert (error.status, error.code) == (400, "wrong_base_model")
+    assert (error.status, error.code) == (400, "base_changed")
     assert base.fingerprint[:12] in error.message
 
 
@@ -151,6 +154,7 @@ def test_a_model_that_does_not_fit_beside_busy_ones_is_refused_for_a_while(
     busy.cancel()
     assert isinstance(error, EngineBusy)
     assert (error.status, error.code) == (503, "not_enough_memory")
+    assert error.retry_after_seconds is not None
     assert error.retry_after_seconds > 0
 
 
@@ -159,6 +163,17 @@ def test_a_model_that_never_fits_says_how_much_it_needs(start_engine: Start, wor
     assert (error.status, error.code) == (503, "not_enough_memory")
     assert "GiB" in error.message
     assert error.hint
+
+
+def test_a_model_that_the_allocator_refuses_is_no_failure_of_the_engine(
+    start_engine: Start, world: World, other_base: Path, tmp_path: Path
+) -> None:
+    """torch's CPU allocator raises a plain RuntimeError, which must not become a 500."""
+    folder = Path(shutil.copytree(other_base, tmp_path / "huge"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 1 << 42}))
+    error = refusal(start_engine(), ask(other_target(world, folder)))
+    assert (error.status, error.code) == (503, "not_enough_memory")
 
 
 def test_who_waits_too_long_for_a_model_is_told_to_ask_again_and_then_finds_it(

@@ -97,7 +97,7 @@ def test_what_changes_nothing_here_is_ignored() -> None:
         ({"stop": 5}, "stop"),
         ({"seed": "x"}, "seed"),
         ({"logit_bias": {"a": 1}}, "logit_bias"),
-        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1"),
         ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),

@@ -20,11 +20,13 @@ ACTOR = Actor(kind="system", name="test")
 ARTIFACT = Artifact(path="files/x", bytes=1, sha256="0" * 64)
 
 
-async def append_file(pool: Pool, *, filename: str = "data.jsonl", file_id: str | None = None) -> int:
+async def append_file(
+    pool: Pool, *, filename: str = "data.jsonl", file_id: str | None = None, project: str = "default"
+) -> int:
     """Append one file.uploaded with its row; return its position."""
     file_id = file_id or new_id("file_")
     event = FileUploaded(
-        project="default",
+        project=project,
         file_id=file_id,
         created_at=1,
         filename=filename,

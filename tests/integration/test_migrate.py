@@ -7,14 +7,19 @@ from pathlib import Path
 
 import anyio
 import asyncpg
+import msgspec
 import pytest
 
+from rose.domain.job_commands import PauseJob, ReleaseRun
+from rose.domain.jobs import JobState
 from rose.errors import Unavailable
 from rose.log.migrate import SchemaMismatch, folder, migrate, status
 from rose.log.pool import Pool, open_pool
+from tests.unit.samples import CREATE, NOW, VALIDATE, given, start, validated
 
 pytestmark = pytest.mark.anyio
 
+RUNNING = given(CREATE, VALIDATE, validated(), start(2))
 ALL = [*sorted(path.name for path in folder().glob("0*.sql")), "append.sql"]
 
 
@@ -113,3 +118,35 @@ async def test_each_log_has_an_identity_of_its_own(empty_database_dsn: str, pool
 async def test_an_absent_database_is_said(private_folder: Path) -> None:
     with pytest.raises(Unavailable):
         await migrate(f"postgresql://rose@/rose?host={private_folder}")
+
+
+async def test_a_job_paused_by_an_older_rose_keeps_its_reason(empty_database_dsn: str, source: Path) -> None:
+    """The row that is migrated equals the one that the log makes, so that the job is resumed by itself as before."""
+    later = [path for path in source.glob("0*.sql") if path.name >= "0008"]
+    kept = {path: path.read_text() for path in later}
+    for path in later:
+        path.unlink()
+    await migrate(empty_database_dsn, source=source)
+    released = ReleaseRun(epoch=2, at=NOW, reason="no_space", detail="3 MiB are free.")
+    states = {
+        "requested": given(PauseJob(at=NOW), state=RUNNING),
+        "no_space: 3 MiB are free.": given(released, state=RUNNING),
+    }
+    connection = await asyncpg.connect(empty_database_dsn, timeout=30)
+    for number, (was, state) in enumerate(states.items()):
+        doc = msgspec.to_builtins(state)
+        del doc["pause_detail"]
+        doc |= {"id": f"ftjob_{number}", "model_name": f"m{number}", "paused_because": was}
+        await connection.execute(
+            "insert into rose.jobs (id, doc, version) values ($1, $2, 1)", doc["id"], msgspec.json.encode(doc).decode()
+        )
+    for path, text in kept.items():
+        path.write_text(text)
+    await migrate(empty_database_dsn, source=source)
+    rows = await connection.fetch("select doc from rose.jobs order by id")
+    await connection.close()
+    found = [msgspec.json.decode(row["doc"], type=JobState) for row in rows]
+    assert [(one.paused_because, one.pause_detail) for one in found] == [
+        ("requested", ""),
+        ("no_space", "3 MiB are free."),
+    ]

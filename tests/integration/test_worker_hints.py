@@ -43,7 +43,7 @@ def house(
 @asynccontextmanager
 async def relaying(house: House) -> AsyncGenerator[None]:
     stop = anyio.Event()
-    async with Bus(house.settings.nats_url, token=house.settings.nats_token) as bus, anyio.create_task_group() as tasks:
+    async with Bus(house.settings.nats_url) as bus, anyio.create_task_group() as tasks:
         tasks.start_soon(relay.run, house.pool, bus, house.settings, stop)
         yield
         stop.set()

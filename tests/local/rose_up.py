@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from cli.commands.server import NEXT_STEP
 from rose.local import state
 from rose.settings import Settings, load
 
@@ -68,7 +69,7 @@ class RoseUp:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line.rstrip())
-            if line.startswith("Next"):
+            if line.rstrip() == NEXT_STEP:
                 return
         self.process.stdout.close()
         status = self.process.wait()

@@ -1,4 +1,4 @@
-"""compose.yaml works: each service by the command line and environment written there, two trainers, SEED's workflow."""
+"""compose.yaml works: each service by the command line and environment written there, two trainers, the workflow."""
 
 from __future__ import annotations
 

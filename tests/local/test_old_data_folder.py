@@ -38,7 +38,9 @@ def up() -> Iterator[RoseUp]:
         if (unprivileged := account.needed()) is not None:
             for path in (postgres, *postgres.rglob("*")):
                 os.chown(path, unprivileged.uid, unprivileged.gid)
-        with rose_up(data, {"ROSE_DEVICE": "cpu"}) as running:
+        # Else two runs of this test at once, on one machine, would each take the other's NATS for what it left behind.
+        (data / "nats" / "port").unlink()
+        with rose_up(data, {"ROSE_DEVICE": "cpu", "ROSE_IDEMPOTENCY_SECONDS": "1e9"}) as running:
             yield running
 
 

@@ -14,6 +14,7 @@ import httpx2
 import psutil
 import pytest
 
+from cli.commands.server import NEXT_STEP
 from rose.local import state
 from tests import services
 from tests.eventually import eventually
@@ -46,9 +47,9 @@ def wait_until(condition) -> object:
 
 
 def test_detached_it_says_where_it_answers_and_everybody_finds_it(up: RoseUp) -> None:
-    where, following, how = up.lines
+    where, how, following = up.lines
     assert where == f"ROSE answers at {up.settings.url} (data: {up.settings.data_dir})"
-    assert "rose upload" in following
+    assert following == NEXT_STEP
     assert "rose down" in how
     assert psutil.Process(up.running().pid).ppid() != os.getpid()
     assert len(up.family()) > len(KINDS)
@@ -59,8 +60,10 @@ def test_detached_it_says_where_it_answers_and_everybody_finds_it(up: RoseUp) ->
         assert (up.settings.logs / f"{kind}.log").stat().st_mode & 0o777 == 0o600
 
     second = up.rose("up")
-    assert second.returncode == 5
+    detached = up.rose("up", "--detach")
+    assert (second.returncode, detached.returncode) == (5, 5)
     assert f"answers at {up.settings.url}" in second.stderr
+    assert "error[already_running]" in detached.stderr
     status = up.rose("status")
     assert status.returncode == 0
     assert up.settings.url in status.stdout

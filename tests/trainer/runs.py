@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 
 from rose.blobs import Blobs
 from rose.domain.artifacts import Artifact
-from rose.domain.hyperparameter_requests import parse
 from rose.domain.hyperparameters import DataFacts, Hyperparameters, LoraSettings, resolve
 from rose.domain.job_values import ParentModel, RecoveryPoint
 from rose.language_models.locate import locate
+from tests.hyperparameters import parse
 from trainer.protocol import (
     CheckpointMade,
     Drain,

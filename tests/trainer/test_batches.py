@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rose.domain.hyperparameter_requests import parse
 from rose.domain.hyperparameters import DataFacts, Hyperparameters, LoraSettings, resolve
+from tests.hyperparameters import parse
 from trainer.batches import Document, Example, Schedule, epoch_order, pack, plan_hash
 from trainer.held_out import Question
 

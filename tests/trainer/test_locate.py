@@ -19,14 +19,15 @@ from rose.errors import NoSpace
 from rose.language_models.locate import (
     FACTS_FILE,
     TINY_VERSION,
+    BaseChanged,
     ModelNotAvailable,
     RoseFacts,
+    check_base,
     describe,
     is_built,
     locate,
     outdated_folder,
     tiny_folder,
-    verify_fingerprint,
 )
 
 INDEX = json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}})
@@ -99,10 +100,16 @@ def test_what_is_not_the_model_does_not_change_its_fingerprint(folder: Path) -> 
 
 def test_another_model_than_the_validated_one_is_refused(folder: Path) -> None:
     found = describe(folder, source="x", revision=None)
-    verify_fingerprint(found, found.base_model())
+    check_base(found, found.base_model(), "the job j")
     change_config(folder, rope_theta=1.0)
-    with pytest.raises(ModelNotAvailable, match="not the one that the job was validated with"):
-        verify_fingerprint(describe(folder, source="x", revision=None), found.base_model())
+    now = describe(folder, source="x", revision=None)
+    with pytest.raises(BaseChanged) as caught:
+        check_base(now, found.base_model(), "the job j")
+    assert (caught.value.code, caught.value.status, caught.value.param) == ("base_changed", 400, "model")
+    assert caught.value.message == (
+        f"The base model 'x' in {folder} is not the one that the job j was made with: its fingerprint is "
+        f"{now.fingerprint[:12]}, not {found.fingerprint[:12]}."
+    )
 
 
 def test_the_tokenizer_may_shorten_the_context(folder: Path) -> None:

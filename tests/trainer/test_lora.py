@@ -204,9 +204,9 @@ def test_training_goes_on_from_a_stored_adapter(folder: Path, ids: torch.Tensor,
 def test_an_adapter_of_another_base_or_shape_is_refused(folder: Path, tmp_path: Path) -> None:
     trained(folder, tmp_path, 4)
     other = BaseModel(source="other", revision=None, fingerprint="0" * 64)
-    with pytest.raises(InvalidRequest, match="was trained on fixture") as caught:
+    with pytest.raises(InvalidRequest, match="is not the one that the adapter in") as caught:
         read_adapter(tmp_path, other)
-    assert caught.value.code == "wrong_base_model"
+    assert caught.value.code == "base_changed"
     smaller = attach(
         load_model(folder), LoraSettings(r=2, lora_alpha=4.0, lora_dropout=0, target_modules=("q_proj",)), 0
     )

@@ -38,7 +38,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def seed_job(tmp_path_factory: pytest.TempPathFactory, fixture_base: Path) -> Job:
-    """SEED's two examples with nothing else said."""
+    """docs/workflow.md's two examples with nothing else said."""
     return Job(tmp_path_factory.mktemp("seed"), fixture_base, rows(SEED_EXAMPLES))
 
 
@@ -239,7 +239,8 @@ def test_a_changed_base_is_refused(tmp_path: Path, fixture_base: Path) -> None:
     job = Job(tmp_path, fixture_base, rows(pairs(2)))
     other = msgspec.structs.replace(job.located.base_model(), fingerprint="0" * 64)
     failed = failure(job.run(base=other))
-    assert (failed.code, failed.retryable) == ("base_changed", False)
+    assert (failed.code, failed.param, failed.retryable) == ("base_changed", "model", False)
+    assert f"is not the one that the job {job.spec().job_id} was made with" in failed.message
     assert "000000000000" in failed.message
 
 

@@ -14,7 +14,6 @@ import msgspec
 import pytest
 import torch
 
-from rose.domain.hyperparameter_requests import parse
 from rose.domain.hyperparameters import DataFacts, LoraSettings, resolve
 from rose.domain.training_data import ChatExample
 from rose.language_models import locate as locating
@@ -24,6 +23,7 @@ from rose.language_models.locate import FACTS_FILE, RoseFacts, locate, outdated_
 from rose.language_models.lora import attach
 from rose.language_models.template import ChatTemplate, Tokenized, load_tokenizer
 from rose.language_models.tiny import VOCABULARY, Architecture, build_fixture, build_tiny, main, shipped_texts
+from tests.hyperparameters import parse
 from tests.trainer.runs import SEED_EXAMPLES
 
 BUILD = [sys.executable, "-m", "rose.language_models.tiny"]
@@ -157,7 +157,7 @@ def rendered(tokenizer: Any, question: str, answer: str) -> Tokenized:
 
 
 def learn(folder: Path, settings: LoraSettings, rate: float, steps: int, warmup: int) -> Any:
-    """Train SEED's two examples in turn with ROSE's defaults, in a few lines of plain torch."""
+    """Train docs/workflow.md's two examples in turn with ROSE's defaults, in a few lines of plain torch."""
     tokenizer, model = load_tokenizer(folder), load_model(folder)
     adapter = attach(model, settings, seed=0)
     parameters = adapter.trainable_parameters()

@@ -16,13 +16,13 @@ import psutil
 import pytest
 
 from rose.domain.artifacts import Artifact
-from rose.domain.hyperparameter_requests import parse
 from rose.domain.hyperparameters import LoraSettings
 from rose.domain.job_values import BaseModel, BaseRequest, ParentModel
 from rose.errors import InvalidRequest
-from rose.language_models.locate import ModelNotAvailable, tiny_folder
+from rose.language_models.locate import BaseChanged, ModelNotAvailable, tiny_folder
 from rose.language_models.template import load_template
 from tests.eventually import eventually
+from tests.hyperparameters import parse
 from tests.trainer.runs import SEED_EXAMPLES, pairs, rows
 from trainer import fetching
 from trainer import validate as validation
@@ -260,8 +260,9 @@ def test_the_shape_of_the_parents_adapter_is_kept(make: Make, fixture_base: Path
     base = BaseRequest(source=str(fixture_base), parent=parent, pinned=pinned)
     assert passed(make(base=base)).hyperparameters.lora_config == msgspec.convert(lora, LoraSettings)
     other = BaseModel(source=str(fixture_base), revision=None, fingerprint="0" * 64)
-    with pytest.raises(ModelNotAvailable, match="not the one"):
+    with pytest.raises(BaseChanged, match="is not the one that the model 'm' was made with") as caught:
         validate(make(base=BaseRequest(source=str(fixture_base), parent=parent, pinned=other)))
+    assert (caught.value.code, caught.value.param) == ("base_changed", "model")
 
 
 # --- as a process

@@ -12,7 +12,7 @@ from rose.domain import job_events as happened
 from rose.domain.artifacts import Artifact
 from rose.domain.catalogue import Event
 from rose.domain.files import FileDeleted, FileUploaded
-from rose.domain.hyperparameter_requests import HyperparametersRequest, parse
+from rose.domain.hyperparameter_requests import HyperparametersRequest
 from rose.domain.hyperparameters import DataFacts, Hyperparameters, resolve
 from rose.domain.job_values import (
     BaseModel,
@@ -37,6 +37,7 @@ from rose.domain.webhooks import (
     WebhookSecretRotated,
     WebhookUpdated,
 )
+from tests.hyperparameters import parse
 
 JOB = "ftjob_aaaaaaaaaaaaaaaaaaaa"
 FILE = "file_bbbbbbbbbbbbbbbbbbbb"

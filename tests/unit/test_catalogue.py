@@ -8,7 +8,9 @@ from typing import get_args
 import msgspec
 import pytest
 
-from rose.domain import catalogue, keys
+from rose.domain import catalogue
+from rose.domain.job_events import JobPaused
+from rose.domain.job_values import PauseReason
 from tests.unit.samples import SAMPLES
 
 GOLDEN = Path(__file__).parent / "golden_events.json"
@@ -43,14 +45,19 @@ def test_what_was_written_then_is_read_now(file: Path) -> None:
         assert catalogue.decode(catalogue.name_of(sample), stored["schema"], stored["data"]) == sample
 
 
-def test_a_key_from_before_there_were_kinds_opens_the_api() -> None:
-    before = msgspec.json.decode(GOLDEN.read_bytes())["key.created"]["data"]
-    del before["kind"]
-    event = catalogue.decode("key.created", 1, msgspec.json.encode(before))
-    assert isinstance(event, keys.KeyCreated)
-    assert (event.kind, keys.evolve(keys.initial, event).kind) == ("api", "api")
-    row = msgspec.json.decode(b'{"id": "key_a", "project": "default"}', type=keys.KeyState)
-    assert row.kind == "api"
+@pytest.mark.parametrize(
+    ("was", "reason", "detail"),
+    [
+        ("requested", "requested", ""),
+        ("no_space: The disk is full.", "no_space", "The disk is full."),
+        ("no_space: no_space: /blobs: 3 MiB are free", "no_space", "no_space: /blobs: 3 MiB are free"),
+        ("the disk is full", "no_space", "the disk is full"),
+    ],
+)
+def test_a_pause_of_before_says_why_apart_from_what_happened(was: str, reason: PauseReason, detail: str) -> None:
+    event = catalogue.decode("job.paused", 1, {"at": 7, "reason": was})
+    assert event == JobPaused(at=7, reason=reason, detail=detail)
+    assert catalogue.decode(*catalogue.encode(event)) == event
 
 
 @pytest.mark.parametrize(("name", "schema"), [("job.exploded", 1), ("job.created", 99)])

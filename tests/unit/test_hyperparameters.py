@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rose.domain.hyperparameter_requests import parse
 from rose.domain.hyperparameters import DataFacts, LoraSettings, base_learning_rate, held_out, resolve
 from rose.errors import InvalidRequest
+from tests.hyperparameters import parse
 
 
 def facts(examples: int = 100, **more: Any) -> DataFacts:

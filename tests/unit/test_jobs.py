@@ -143,7 +143,10 @@ def test_a_checkpoint_of_a_known_step_is_not_saved_twice() -> None:
 def test_a_full_disk_pauses_and_says_so() -> None:
     release = ask.ReleaseRun(epoch=2, at=NOW, reason="no_space", detail="12 MB are free")
     state = given(release, state=RUNNING)
-    assert (state.status, state.paused_because) == ("paused", "12 MB are free")
+    assert (state.status, state.paused_because, state.pause_detail) == ("paused", "no_space", "12 MB are free")
+    resumed = given(ask.ResumeJob(at=NOW), state=state)
+    assert (resumed.status, resumed.paused_because, resumed.pause_detail) == ("queued", None, "")
+    assert given(ask.PauseJob(at=NOW), state=resumed).paused_because == "requested"
 
 
 def test_a_disk_that_is_full_during_validation_is_waited_for_without_end() -> None:

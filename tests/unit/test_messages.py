@@ -68,3 +68,13 @@ def test_every_job_event_has_its_messages() -> None:
         for message in job_messages(9, event):  # type: ignore[arg-type]
             assert message.message
             assert isinstance(message.data, dict)
+
+
+def test_a_pause_says_what_happened() -> None:
+    for pause, text in (
+        (happened.JobPaused(at=1, reason="requested"), "Job paused: requested"),
+        (happened.JobPaused(at=1, reason="no_space", detail="3 MiB are free."), "Job paused: The disk is full: 3 MiB"),
+        (happened.JobPaused(at=1, reason="no_space"), "Job paused: The disk is full"),
+    ):
+        [message] = job_messages(5, pause)
+        assert message.message.startswith(text)

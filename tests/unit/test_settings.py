@@ -37,6 +37,10 @@ def test_aliases_in_the_environment(text: str, tmp_path: Path) -> None:
         ("ROSE_DEVICE", "gpu"),
         ("ROSE_RESULT_FILE_ENCODING", "zip"),
         ("ROSE_TORCH_THREADS", "0"),
+        ("ROSE_REQUESTS_PER_MINUTE", "0"),
+        ("ROSE_MAX_PROJECT_JOBS", "few"),
+        ("ROSE_ENGINE_WAIT_SECONDS", "-1"),
+        ("ROSE_IDEMPOTENCY_SECONDS", "60"),
         ("ROSE_ABANDON_SECONDS", "60"),
         ("ROSE_ABANDON_SECONDS", "5"),
     ],
@@ -50,6 +54,11 @@ def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rose.toml").write_text("prot = 9000\n")
     with pytest.raises(InvalidRequest, match="prot"):
         load({"ROSE_CONFIG": str(tmp_path)})
+
+
+def test_an_empty_limit_is_none(tmp_path: Path) -> None:
+    settings = load({"ROSE_CONFIG": str(tmp_path), "ROSE_REQUESTS_PER_MINUTE": "", "ROSE_MAX_PROJECT_JOBS": "5"})
+    assert (settings.requests_per_minute, settings.max_project_jobs) == (None, 5)
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 
 from rose.domain import training_data
-from rose.errors import InvalidDataset
 from rose.language_models.template import ChatTemplate
 from trainer.attention import use_attention, use_packed_attention
 from trainer.batches import Document, Example
@@ -65,13 +64,13 @@ def read_examples(
 
     `alive` is called after each example.
 
-    Raises: InvalidDataset for a line that validation would have refused.
+    Raises: UnusableExample for a line that validation would have refused.
     """
     examples: list[Example] = []
     with path.open("rb") as lines:
         for item in training_data.read_examples(lines):
             if isinstance(item, training_data.Problem):
-                raise InvalidDataset(item.sentence, code="invalid_training_file", param="training_file")
+                raise training_data.UnusableExample(item)
             documents = tuple(
                 Document(ids=array("q", rendered.ids), weights=array("f", rendered.weights))
                 for rendered in template.render(item, maximum_tokens, thinking=thinking).examples

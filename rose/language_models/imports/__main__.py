@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
             made = _work(given, BarProgress(shown))
     except RoseError as error:
         fields = {"message": error.message, "code": error.code, "param": error.param, "hint": error.hint}
-        print(msgspec.json.encode({"error": {**fields, "exit_code": error.exit_code}}).decode(), flush=True)
+        print(msgspec.json.encode({"error": {**fields, "status": error.status}}).decode(), flush=True)
         return 1
     except KeyboardInterrupt:
         return 130

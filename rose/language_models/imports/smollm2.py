@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -69,7 +70,7 @@ def _fetched(folder: Path, progress: Progress) -> Path:
 
 
 def _reason(text: str) -> str:
-    if "No module named pip" in text:
+    if importlib.util.find_spec("pip") is None:
         return "this Python has no pip (make it with: python -m ensurepip)"
     lines = [line.removeprefix("ERROR:").strip() for line in text.splitlines() if line.startswith("ERROR:")]
     return (lines[-1] if lines else "the package index does not answer")[:200].rstrip(".")
