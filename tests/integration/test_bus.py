@@ -218,18 +218,17 @@ async def test_in_compose_the_reader_follows_and_cannot_publish(
 ) -> None:
     """The users of compose.yaml, on a real server."""
     server = nats_server()
-    url = server.url
+    address = server.url.rpartition("@")[2]
     server.stop()
     compose = await anyio.Path(__file__).parents[2].joinpath("compose.yaml").read_text()
     users = textwrap.dedent(compose[compose.index("      authorization {") : compose.index("\nvolumes:")])
     for name, value in (("$$NATS_RELAY_PASSWORD", "r1"), ("$$NATS_READER_PASSWORD", "r2"), ("$$", "$")):
         users = users.replace(name, value)
     configuration = anyio.Path(server.service.configuration)
-    text = (await configuration.read_text()).replace("127.0.0.1:-1", url.removeprefix("nats://"))
-    await configuration.write_text(re.sub(r"^authorization .*$", "", text, flags=re.MULTILINE) + users)
+    text = (await configuration.read_text()).replace("127.0.0.1:-1", address)
+    await configuration.write_text(re.sub(r"^accounts \{.*?^\}$", "", text, flags=re.MULTILINE | re.DOTALL) + users)
     server.service.prepare = lambda: None  # the next start takes the file as it is
     await anyio.to_thread.run_sync(server.start)
-    address = url.removeprefix("nats://")
     async with Bus(f"nats://relay:r1@{address}") as relay, Bus(f"nats://reader:r2@{address}") as reader:
         assert await relay.wait_connected(30)
         assert await reader.wait_connected(30)

@@ -55,7 +55,7 @@ def test_the_message_examples_are_messages() -> None:
 async def test_the_example_consumer_counts_each_event_once_through_kills(
     pool: Pool, nats_server: Callable[[], NatsServer], tmp_path: Path
 ) -> None:
-    (script,) = blocks("python")
+    script, _ = blocks("python")
     path = tmp_path / "consumer.py"
     path.write_text(script)
     server = nats_server()
