@@ -30,10 +30,11 @@ from rose.log.append import Actor
 from rose.log.pool import Pool
 from rose.nats_readers import API_PREFIX, inbox_prefix
 from rose.settings import Settings
-from rose.subjects import STREAM
+from rose.subjects import STREAM, Message
 from rose.tenants import Tenants, new_secret
 from tests.eventually import eventually
 from tests.integration.events import append_file
+from tests.local.rose_up import free_port
 from tests.services import NatsServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -75,7 +76,9 @@ class House:
         )
         return await self.tenants.create_key(command, secret, asking()), secret
 
-    async def connect(self, key: KeyState, secret: str, errors: list[str] | None = None) -> Client:
+    async def connect(
+        self, key: KeyState, secret: str, errors: list[str] | None = None, url: str | None = None
+    ) -> Client:
         async def on_error(error: Exception) -> None:
             if errors is not None:
                 errors.append(str(error))
@@ -83,7 +86,7 @@ class House:
         client = Client()
         try:
             await client.connect(
-                f"nats://{self.server.url.rpartition('@')[2]}",
+                url or f"nats://{self.server.url.rpartition('@')[2]}",
                 user=key.id,
                 password=secret,
                 inbox_prefix=inbox_prefix(key.id).encode(),
@@ -302,21 +305,31 @@ async def test_the_users_for_a_server_that_somebody_else_runs(house: House, tmp_
     key, secret = await house.key(await house.project("ours"))
     readers = await keys_view.nats_readers(house.pool, 1)
     users = "\n".join(nats_readers.accounts(readers))
-    folder = house.server.service.folder
     assert json.dumps(key.id) in users
-    configuration = tmp_path / "nats.conf"
-    (documented,) = re.findall(r"^```\n(accounts \{.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
-    configuration.write_text(documented.replace('include "readers.conf"', users))
-    checked = subprocess.run(
-        [house.server.service.binary, "-t", "-c", configuration],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        env={**os.environ, "NATS_RELAY_PASSWORD": "pw"},
-    )
-    assert checked.returncode == 0, checked.stderr
     assert secret not in users
+    (documented,) = re.findall(r"^```\n(accounts \{.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "readers.conf").write_text(users)
+    configuration = tmp_path / "nats.conf"
+    port = free_port()
+    configuration.write_text(f'listen: "127.0.0.1:{port}"\n' + documented.replace("/data", str(tmp_path / "data")))
+    command = [str(house.server.service.binary), "-c", str(configuration)]
+    environment = {**os.environ, "NATS_RELAY_PASSWORD": "pw"}
+    process = await anyio.open_process(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        async with Bus(f"nats://relay:pw@127.0.0.1:{port}") as bus:
+            assert await bus.wait_connected(30)
+            await bus.create_stream(relay.stream_settings(Settings()), first_sequence=1, metadata={})
+            await nats_readers.keep_consumers(bus, readers)
+            body = Message(subject=f"rose.v2.{readers[0].project}.job.x.created", body=b'{"position": 1}', headers={})
+            await bus.publish(body)
+            client = await house.connect(key, secret, url=f"nats://127.0.0.1:{port}")
+            assert await read(client, key, 1) == [{"position": 1}]
+            await client.close()
+    finally:
+        process.terminate()
+        await process.wait()
 
 
 async def test_a_reader_cannot_let_jetstream_publish_for_it(house: House) -> None:
