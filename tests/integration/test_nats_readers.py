@@ -373,3 +373,28 @@ async def test_a_reader_cannot_let_jetstream_publish_for_it(house: House) -> Non
     assert facts.last_sequence == await house.pool.fetchval(HEAD)
     assert heard == []
     await neighbour.close()
+
+
+async def test_a_reader_that_waits_is_not_disturbed_by_other_keys(house: House) -> None:
+    project = await house.project("ours")
+    key, secret = await house.key(project)
+    client = await house.may_read(key, secret)
+    await read(client, key, 2)
+    subscription = await client.jetstream(prefix=API_PREFIX).pull_subscribe_bind(consumer=key.id, stream=STREAM)
+    other = await house.project("theirs")
+    got: list[str] = []
+
+    async def wait() -> None:
+        (message,) = await subscription.fetch(1, timeout=20)
+        got.append(json.loads(message.data)["type"])
+        await message.ack_sync()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        for _ in range(3):
+            another, password = await house.key(other)
+            await (await house.may_read(another, password)).close()
+        await append_file(house.pool, project=project)
+        await eventually(lambda: got, seconds=10)
+    assert got == ["rose.v2.file.uploaded"]
+    await client.close()
