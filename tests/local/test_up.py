@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import psutil
@@ -42,7 +43,7 @@ def up() -> Iterator[RoseUp]:
             assert not (folder / "connection.json").exists()
 
 
-def wait_until(condition) -> object:
+def wait_until(condition) -> Any:
     return in_own_loop(eventually(condition))
 
 
@@ -80,7 +81,8 @@ def test_everything_that_crashes_comes_back_even_while_the_disk_is_full(up: Rose
     first.kill()
     wait_until(lambda: not first.is_running() and running_below(supervisor, "projections"))
     supervisor.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
-    [second] = running_below(supervisor, "projections")
+    # Asked again: between a launcher and the program that it becomes a process has no command for a moment.
+    [second] = wait_until(lambda: running_below(supervisor, "projections"))
     for pid in (second.pid, *(pid for kind, pid in before.items() if kind != "projections" and pid)):
         os.kill(pid, signal.SIGKILL)
 
