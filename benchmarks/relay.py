@@ -55,7 +55,7 @@ async def relay_rate(pool: Pool, bus: Bus) -> tuple[int, float]:
 
 async def bare_rate(server: NatsServer, body: bytes) -> tuple[int, float]:
     """Publish a body again and again, as many at a time as the relay does, with nothing around it; return the same."""
-    client = await nats.connect(server.url, token=server.token)
+    client = await nats.connect(server.url)
     try:
         stream = client.jetstream(timeout=relay.AUDIT_SECONDS)
         await stream.add_stream(name="BARE", subjects=["bare.>"], storage="file", max_bytes=1 << 30)
@@ -85,7 +85,7 @@ async def measure(dsn: str, server: NatsServer) -> list[list[str]]:
     rates: list[tuple[float, float]] = []
     try:
         await pool.execute(FILL, EVENTS)
-        async with Bus(server.url, token=server.token) as bus:
+        async with Bus(server.url) as bus:
             if not await bus.wait_connected(CONNECT_SECONDS):
                 raise TimeoutError("the nats-server does not answer")
             for number in range(1, ROUNDS + 1):
