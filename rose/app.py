@@ -196,8 +196,7 @@ def _let_read(given: settings.Settings) -> Callable[[Any], Awaitable[object]] | 
 
     if given.nats_users_file is None:
         return None
-    nats = Nats(given.nats_users_file.parent.parent)
-    return lambda readers: anyio.to_thread.run_sync(nats.let_read, readers)
+    return Nats(given.nats_users_file.parent.parent).let_read
 
 
 async def _trainer(given: settings.Settings, stop: anyio.Event) -> None:

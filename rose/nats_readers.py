@@ -1,9 +1,12 @@
 """Lets the holders of NATS keys read their project's events, and nothing else.
 
-A key of the kind nats is a user of the NATS server, named after the key, and a durable pull consumer of the same name
-over its project's subjects, which ROSE makes: the reader may ask for its next messages and acknowledge them. Who the
-users are is in Postgres; the server's file of users and the consumers are made of that, again and again, so that what
-is missed once is mended a moment later.
+A key of the kind nats is a user of the NATS server, named after the key, in an account of its own, and a durable pull
+consumer of the same name over its project's subjects, which ROSE makes: the reader may ask for its next messages and
+acknowledge them. Who the users are is in Postgres; the server's file of users and the consumers are made of that, again
+and again, so that what is missed once is mended a moment later.
+
+Permissions alone would not confine a reader: JetStream answers to whatever reply subject a request names, so one that
+shared ROSE's account could let it publish on any subject, also into the stream (docs/adr/0012-nats-keys.md).
 """
 
 from __future__ import annotations
@@ -20,9 +23,22 @@ from projections.keys import NatsReader
 from rose.bus import Bus
 from rose.errors import RoseError
 from rose.log.pool import Pool
-from rose.subjects import STREAM, project_events
+from rose.subjects import ALL_EVENTS, STREAM, project_events
 
 KEY_CHANGES = ("rose.v2.*.key.*.created", "rose.v2.*.key.*.revoked", "rose.v2.*.project.*.archived")
+ACCOUNT = "ROSE"
+"""The NATS account of ROSE's own users and of the stream."""
+API_PREFIX = "ROSE.API"
+"""What a reader asks its consumer under: `$JS.API` in its own account answers that there is no JetStream."""
+EXPORTS = f"""\
+    exports: [
+      {{ service: "$JS.API.CONSUMER.INFO.{STREAM}.*" }}
+      {{ service: "$JS.API.CONSUMER.MSG.NEXT.{STREAM}.*", response_type: stream }}
+      {{ service: "$JS.ACK.{STREAM}.>" }}
+      {{ stream: "{ALL_EVENTS}" }}
+    ]
+"""
+"""What ROSE's account lets the readers' accounts import."""
 EVERY_SECONDS = 5.0
 """How soon a key that expired, or whose change nobody told, is dealt with."""
 
@@ -37,27 +53,38 @@ def inbox_prefix(key_id: str) -> str:
     return f"_INBOX_{key_id}"
 
 
-def users(readers: Sequence[NatsReader]) -> list[str]:
-    """Return the readers as users of a nats-server's configuration, an entry each.
+def accounts(readers: Sequence[NatsReader]) -> list[str]:
+    """Return the readers as accounts of a nats-server's configuration, an entry each, for its map `accounts`.
 
     What each may do was tried against nats-server 2.15: a consumer of another name, direct reads of the stream, the
-    subjects of other projects and every publication are refused (tests/integration/test_nats_readers.py).
+    subjects of other projects and every publication, also by way of a reply subject, are refused or stay in the
+    reader's account (tests/integration/test_nats_readers.py).
     """
-    return [_user(one) for one in readers]
+    return [_account(one) for one in readers]
 
 
-def _user(reader: NatsReader) -> str:
-    key = reader.key_id
-    publish = (
-        f"$JS.API.CONSUMER.INFO.{STREAM}.{key}",
-        f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{key}",
-        f"$JS.ACK.{STREAM}.{key}.>",
-    )
-    subscribe = (project_events(reader.project), f"{inbox_prefix(key)}.>")
+def _account(reader: NatsReader) -> str:
+    key, subjects = reader.key_id, project_events(reader.project)
+    asked = {f"CONSUMER.{what}.{STREAM}.{key}" for what in ("INFO", "MSG.NEXT")}
+    acknowledged = f"$JS.ACK.{STREAM}.{key}.>"
+    publish = [*(f"{API_PREFIX}.{one}" for one in sorted(asked)), acknowledged]
+    imports = [
+        *(f'{{service: {_from(f"$JS.API.{one}")}, to: "{API_PREFIX}.{one}"}}' for one in sorted(asked)),
+        f"{{service: {_from(acknowledged)}}}",
+        f"{{stream: {_from(subjects)}}}",
+    ]
     return (
-        f"{{user: {json.dumps(key)}, password: {json.dumps(reader.bcrypt)}, permissions: {{"
-        f"publish: {{allow: {json.dumps(publish)}}}, subscribe: {{allow: {json.dumps(subscribe)}}}}}}}"
+        f"{key}: {{\n"
+        f"  users: [{{user: {json.dumps(key)}, password: {json.dumps(reader.bcrypt)}, permissions: {{"
+        f"publish: {{allow: {json.dumps(publish)}}}, "
+        f"subscribe: {{allow: {json.dumps([subjects, f'{inbox_prefix(key)}.>'])}}}}}}}]\n"
+        f"  imports: [{', '.join(imports)}]\n"
+        "}"
     )
+
+
+def _from(subject: str) -> str:
+    return f'{{account: {ACCOUNT}, subject: "{subject}"}}'
 
 
 async def run(pool: Pool, bus: Bus, stop: anyio.Event, write: Write | None) -> None:

@@ -62,7 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     nats_token: str | None = None
     """Token for a NATS that takes one; the user's name and password can stand in the URL, too."""
     nats_users_file: Path | None = None
-    """File of users that the NATS server includes; `rose up` sets it for its own server, and nobody else needs it."""
+    """File of readers that the NATS server includes; `rose up` sets it for its own server, and nobody else needs it."""
     nats_replicas: int = 1
     """Copies of the JetStream stream, 1 to 5."""
     nats_max_bytes: int = 1 << 30

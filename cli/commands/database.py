@@ -174,20 +174,20 @@ def rebuild_stream(
 
 
 def nats_users(*, common: Common = COMMON) -> None:
-    """Print the users that a NATS server needs which ROSE does not run, for its configuration.
+    """Print the readers' accounts that a NATS server needs which ROSE does not run, for its configuration.
 
     `rose up` tells its own NATS without being asked.
     """
     import time
 
     from projections import keys
-    from rose.nats_readers import users
+    from rose.nats_readers import accounts
 
     async def work(pool: Pool, settings: Settings) -> list[keys.NatsReader]:
         return await keys.nats_readers(pool, int(time.time()))
 
     readers = _on_database(work)
-    common.output.show(readers, lines=[f"{one}," for one in users(readers)] or ["# No key of NATS is in use."])
+    common.output.show(readers, lines=accounts(readers) or ["# No key of NATS is in use."])
 
 
 def _on_database(work: Callable[[Pool, Settings], Awaitable[Answer]]) -> Answer:

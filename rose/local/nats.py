@@ -1,6 +1,6 @@
 """The embedded nats-server: its binary, its configuration with a private token, its port and its leftovers.
 
-Nothing here supervises; the functions block and are called in threads.
+Nothing here supervises; the functions block and are called in threads, but for `let_read`.
 """
 
 from __future__ import annotations
@@ -16,23 +16,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
+import anyio.to_thread
 import msgspec
 
+from rose.bus.reload import reload
 from rose.errors import Unavailable
 from rose.local import launcher, processes
-from rose.nats_readers import users
+from rose.nats_readers import ACCOUNT, EXPORTS, accounts
 
 if TYPE_CHECKING:
     from projections.keys import NatsReader
 
 OWN_USER = "rose"
-USERS_FILE = "users.conf"
+SYSTEM_USER = "system"
+"""Who may let the server read its configuration again."""
+USERS_FILE = "readers.conf"
 CONFIGURATION = """\
 # Written by ROSE at every start.
 server_name: {name}
 listen: "127.0.0.1:{port}"
 ports_file_dir: {ports}
-authorization {{ include "{users}" }}
+accounts {{
+  $SYS: {{ users: [{{user: {system_user}, password: {system_password}}}] }}
+  {account}: {{
+    jetstream: enabled
+    users: [{{user: {own_user}, password: {own_password}}}]
+{exports}  }}
+  # An account for each key that reads.
+  include "{users}"
+}}
 jetstream {{
   store_dir: {store}
   # The default acknowledges first and syncs two minutes later; ROSE counts on what was acknowledged.
@@ -65,9 +78,18 @@ class Nats:
         return f"nats://{OWN_USER}:{self.token}@127.0.0.1:{port}"
 
     @property
+    def system_url(self) -> str:
+        """Address of the running server, with the user who may let it reload. Raises: Unavailable as `url` does."""
+        return f"nats://{SYSTEM_USER}:{self._password('system_password')}@{self.url.rpartition('@')[2]}"
+
+    @property
     def token(self) -> str:
-        """The password of ROSE's own user, made on first use and kept in the data folder with mode 600."""
-        path = self.folder / "token"
+        """The password of ROSE's own user."""
+        return self._password("token")
+
+    def _password(self, name: str) -> str:
+        """Return a password, made on first use and kept in the data folder with mode 600."""
+        path = self.folder / name
         try:
             return path.read_text()
         except FileNotFoundError:
@@ -82,6 +104,7 @@ class Nats:
         """
         self._make_folders()
         self.stop_leftover()
+        self._move_stream()
         port = self._last_port()
         for stale in self.ports.glob("*.ports"):
             stale.unlink()
@@ -89,37 +112,42 @@ class Nats:
             name=self._name(),
             port=port if port and _is_free(port) else -1,
             ports=json.dumps(str(self.ports)),
+            system_user=SYSTEM_USER,
+            system_password=json.dumps(self._password("system_password")),
+            account=ACCOUNT,
+            own_user=OWN_USER,
+            own_password=json.dumps(self.token),
+            exports=EXPORTS,
             users=USERS_FILE,
             store=json.dumps(str(self.folder)),
         )
         if not self.users_file.exists():
-            write_private(self.users_file, self._users(()))
+            write_private(self.users_file, _users(()))
         write_private(self.configuration, text)
+
+    def _move_stream(self) -> None:
+        """Give ROSE's account what was kept before there were accounts."""
+        before, now = (self.folder / "jetstream" / account for account in ("$G", ACCOUNT))
+        if before.is_dir() and not now.exists():
+            before.rename(now)
 
     @property
     def users_file(self) -> Path:
-        """The part of the configuration that says who may connect."""
+        """The part of the configuration that says who reads with a key."""
         return self.folder / USERS_FILE
 
-    def let_read(self, readers: Sequence[NatsReader]) -> bool:
+    async def let_read(self, readers: Sequence[NatsReader]) -> bool:
         """Let these, and ROSE itself, connect from now on; return whether that is a change.
 
-        Whoever is connected and not among them is cut off.
+        Whoever is connected and not among them is cut off. Raises: BusUnavailable, BusRefused, OSError.
         """
-        text = self._users(readers)
-        if self.users_file.read_text() == text and self._reloaded == text:
+        text = _users(readers)
+        if self._reloaded == text and await anyio.to_thread.run_sync(self.users_file.read_text) == text:
             return False
-        write_private(self.users_file, text)
-        for path in self.ports.glob("*.ports"):
-            number = path.stem.rsplit("_", 1)[-1]
-            if number.isdigit() and str(self.configuration) in processes.arguments(int(number)):
-                os.kill(int(number), signal.SIGHUP)
+        await anyio.to_thread.run_sync(write_private, self.users_file, text)
+        await reload(self.system_url)
         self._reloaded = text
         return True
-
-    def _users(self, readers: Sequence[NatsReader]) -> str:
-        entries = [f"{{user: {OWN_USER}, password: {json.dumps(self.token)}}}", *users(readers)]
-        return "# Written by ROSE whenever a key of NATS comes or goes.\nusers: [\n" + ",\n".join(entries) + "\n]\n"
 
     def command(self) -> tuple[list[str], tuple[int, ...]]:
         """Return arguments and file descriptors that start the server as a child which ends with this process."""
@@ -174,6 +202,10 @@ class Nats:
     def _make_folders(self) -> None:
         self.ports.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
+
+
+def _users(readers: Sequence[NatsReader]) -> str:
+    return "\n".join(("# Written by ROSE whenever a key of NATS comes or goes.", *accounts(readers), ""))
 
 
 def write_private(path: Path, text: str) -> None:

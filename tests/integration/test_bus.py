@@ -226,7 +226,7 @@ async def test_in_compose_the_reader_follows_and_cannot_publish(
         users = users.replace(name, value)
     configuration = anyio.Path(server.service.configuration)
     text = (await configuration.read_text()).replace("127.0.0.1:-1", address)
-    await configuration.write_text(re.sub(r"^authorization .*$", "", text, flags=re.MULTILINE) + users)
+    await configuration.write_text(re.sub(r"^accounts \{.*?^\}$", "", text, flags=re.MULTILINE | re.DOTALL) + users)
     server.service.prepare = lambda: None  # the next start takes the file as it is
     await anyio.to_thread.run_sync(server.start)
     async with Bus(f"nats://relay:r1@{address}") as relay, Bus(f"nats://reader:r2@{address}") as reader:

@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rose.bus import Bus
+from rose.bus import Bus, StreamSettings
 from rose.local.nats import Nats
+from rose.subjects import Message
 from tests.services import NatsServer
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +30,7 @@ async def test_only_the_token_opens_it(nats_server: Factory) -> None:
 def test_what_it_keeps_is_private(nats_server: Factory) -> None:
     folder = nats_server().service.folder
     assert folder.stat().st_mode & 0o777 == 0o700
-    for name in ("token", "nats.conf", "users.conf"):
+    for name in ("token", "system_password", "nats.conf", "readers.conf"):
         assert (folder / name).stat().st_mode & 0o777 == 0o600
 
 
@@ -43,6 +44,28 @@ def test_token_and_port_stay_the_same_over_a_stop(nats_server: Factory) -> None:
     server.stop()
     server.start()
     assert server.url == before
+
+
+async def test_what_was_kept_before_there_were_accounts_goes_on(nats_server: Factory) -> None:
+    server = nats_server()
+    stream = StreamSettings(name="TRY", subjects=("try.>",))
+    async with Bus(server.url) as bus:
+        assert await bus.wait_connected(30)
+        await bus.create_stream(stream, first_sequence=7, metadata={"made": "before"})
+        await bus.publish(Message(subject="try.1", body=b"kept", headers={}))
+        await bus.create_consumer("TRY", "somebody", filter_subject="try.>")
+    server.stop()
+    kept = server.service.folder / "jetstream"
+    (kept / "ROSE").rename(kept / "$G")
+    for name in ("readers.conf", "system_password"):
+        (server.service.folder / name).unlink()
+    server.start()
+    async with Bus(server.url) as bus:
+        assert await bus.wait_connected(30)
+        facts = await bus.stream("TRY")
+        assert facts is not None
+        assert (facts.last_sequence, facts.metadata["made"]) == (7, "before")
+        assert await bus.consumers("TRY") == {"somebody"}
 
 
 @pytest.mark.parametrize("suspended", [False, True], ids=["running", "suspended"])
