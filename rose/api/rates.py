@@ -44,11 +44,13 @@ class Rate:
         """Return what a key may take."""
         reset = max(self._full_at.get(key, now) - now, 0.0)
         exact = self._limit - reset / self._interval
+        remaining = max(math.floor(exact + _ROUNDING), 0)
         return Left(
             limit=self._limit,
-            remaining=max(math.floor(exact + _ROUNDING), 0),
+            remaining=remaining,
             reset_seconds=reset,
-            retry_seconds=max((1 - exact - _ROUNDING) * self._interval, 0.0),
+            # Until a whole one is there, not one less the rounding: a sum that is rounded down then still has it.
+            retry_seconds=0.0 if remaining >= 1 else (1 - exact) * self._interval,
         )
 
     def take(self, key: str, now: float) -> bool:
