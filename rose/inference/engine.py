@@ -19,10 +19,20 @@ import torch
 
 from rose.errors import RoseError
 from rose.inference.decoding import Decoding
-from rose.inference.generation import STOPPING, EngineBusy, EngineStatus, LoadedBase, Piece
+from rose.inference.generation import (
+    STOPPING,
+    EngineBusy,
+    EngineStatus,
+    Failed,
+    LoadedBase,
+    Piece,
+    Scored,
+    ScoringRequest,
+)
 from rose.inference.loading import Loader, NotEnoughMemory, full_key
 from rose.inference.request import GenerationRequest, Target
 from rose.inference.resident import Resident
+from rose.inference.scoring import Scoring
 from rose.language_models.load import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -62,10 +72,10 @@ class TorchEngine:
         self._patience_seconds = patience_seconds
         self._max_requests = max_requests
         self._before_step = before_step
-        self._orders: queue.SimpleQueue[Decoding | _Loaded | None] = queue.SimpleQueue()
-        self._deadlines: dict[Decoding, float] = {}
+        self._orders: queue.SimpleQueue[Decoding | Scoring | _Loaded | None] = queue.SimpleQueue()
+        self._deadlines: dict[Decoding | Scoring, float] = {}
         """Requests that wait for a model, oldest first, and until when (monotonic seconds)."""
-        self._active: list[Decoding] = []
+        self._active: list[Decoding | Scoring] = []
         self._residents: dict[str, Resident] = {}
         self._loading: Target | None = None
         self._stopping = False
@@ -79,6 +89,13 @@ class TorchEngine:
 
     def submit(self, request: GenerationRequest, sink: Callable[[Piece], None]) -> Callable[[], None]:
         """See Engine.submit."""
+        return self._queue(Decoding(request, sink))
+
+    def score(self, request: ScoringRequest, sink: Callable[[Scored | Failed], None]) -> Callable[[], None]:
+        """See Engine.score."""
+        return self._queue(Scoring(request, sink))
+
+    def _queue(self, decoding: Decoding | Scoring) -> Callable[[], None]:
         if self._stopping:
             raise _stopping()
         with self._counting:
@@ -87,7 +104,6 @@ class TorchEngine:
                     f"The engine answers {self._open} requests already, as many as it takes.", retry_after_seconds=2
                 )
             self._open += 1
-        decoding = Decoding(request, sink)
         self._orders.put(decoding)
 
         def cancel() -> None:
@@ -104,6 +120,8 @@ class TorchEngine:
             active_requests=self._open,
             bases=self._bases,
             loading=() if loading is None else (loading.base.source,),
+            max_requests=self._max_requests,
+            rows=len(self._active),
         )
 
     def stop(self) -> None:
@@ -138,7 +156,7 @@ class TorchEngine:
         try:
             order = self._orders.get(timeout=None if self._active else IDLE_POLL_SECONDS, block=not self._active)
             while True:
-                if isinstance(order, Decoding):
+                if isinstance(order, (Decoding, Scoring)):
                     self._deadlines[order] = time.monotonic() + self._patience_seconds
                 elif isinstance(order, _Loaded):
                     self._take_loaded(order)
@@ -151,7 +169,7 @@ class TorchEngine:
         with contextlib.suppress(queue.Empty):
             while True:
                 order = self._orders.get_nowait()
-                if isinstance(order, Decoding):
+                if isinstance(order, (Decoding, Scoring)):
                     self._close(order, _stopping())
 
     def _take_loaded(self, loaded: _Loaded) -> None:
@@ -188,7 +206,7 @@ class TorchEngine:
                 self._close(decoding, _still_loading(decoding.request.target))
         self._drop_idle()
 
-    def _start(self, decoding: Decoding, resident: Resident) -> None:
+    def _start(self, decoding: Decoding | Scoring, resident: Resident) -> None:
         del self._deadlines[decoding]
         self._active.append(decoding)
         try:
@@ -202,7 +220,7 @@ class TorchEngine:
             if not self._stopping:
                 self._move(decoding)
 
-    def _move(self, decoding: Decoding) -> None:
+    def _move(self, decoding: Decoding | Scoring) -> None:
         if decoding.cancelled:
             self._close(decoding)
             return
@@ -214,7 +232,7 @@ class TorchEngine:
         except Exception as error:  # as in _start
             self._close(decoding, _as_rose_error(error))
 
-    def _close(self, decoding: Decoding, error: RoseError | None = None) -> None:
+    def _close(self, decoding: Decoding | Scoring, error: RoseError | None = None) -> None:
         """Forget a request and its cache; with `error`, tell it."""
         self._deadlines.pop(decoding, None)
         if decoding in self._active:

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from rose.errors import RoseError, Unavailable
-from rose.inference.request import GenerationRequest
+from rose.inference.request import GenerationRequest, Target
 
 FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
@@ -87,6 +87,21 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
     error: RoseError
 
 
+class ScoringRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks how likely a model finds given tokens; nothing is written."""
+
+    target: Target
+    rows: list[list[int]]
+    """Token ids of each row, two at least, at most as many as the model's context."""
+
+
+class Scored(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a ScoringRequest; nothing follows."""
+
+    logprobs: list[list[float]]
+    """For each row the log-probability (nats) of its tokens after the first, each given those before it."""
+
+
 Piece = Accepted | Text | Finished | Done | Failed
 
 
@@ -99,6 +114,15 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     bases: tuple[LoadedBase, ...]
     loading: tuple[str, ...]
     """Sources of the bases that are being loaded."""
+    max_requests: int
+    """Most requests that are accepted at a time."""
+    rows: int = 0
+    """Answers that are being written now; a request with n > 1 has several."""
+    cache_bytes: int = 0
+    """Memory that keys and values of rows and kept prompts take."""
+    cache_limit_bytes: int = 0
+    tokens_per_second: float = 0.0
+    """Tokens made, over the last ten seconds."""
 
 
 class LoadedBase(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +133,12 @@ class LoadedBase(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     adapters: tuple[str, ...]
     """SHA-256 of the adapters that are loaded on it."""
+    weights: str = "fp32"
+    """Form of the linear layers' weights: fp32, fp16 or bf16."""
+    batched: bool = False
+    """Whether all rows share each forward pass; else they take turns."""
+    batch_invariant: bool = False
+    """Whether an answer was found to have the same bits whatever else is being answered."""
 
 
 class Engine(Protocol):
@@ -118,8 +148,14 @@ class Engine(Protocol):
         """Queue `request` and return the function that cancels it (idempotent, from any thread, frees it in one step).
 
         `sink` is called in the engine's threads with Accepted, then Text and Finished, then Done; Failed may come at
-        any time instead. It must not block. Raises: EngineBusy when the queue is full or the engine stops.
+        any time instead. It must not block.
+
+        Raises: EngineBusy when the queue is full or the engine stops.
         """
+        ...
+
+    def score(self, request: ScoringRequest, sink: Callable[[Scored | Failed], None]) -> Callable[[], None]:
+        """Queue a scoring, as `submit` does; `sink` is called once."""
         ...
 
     def status(self) -> EngineStatus:

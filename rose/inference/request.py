@@ -43,6 +43,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["adapter", "full"] = "adapter"
     thinking: bool = False
     """Whether the model was trained to think before it answers."""
+    project: str = "default"
+    """Who asks; where requests wait, projects take turns."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):

@@ -44,6 +44,12 @@ class Resident:
             output = self.model(input_ids=tokens, past_key_values=past, use_cache=True, logits_to_keep=1)
         return output.logits[:, -1]
 
+    def all_logits(self, ids: list[int], past: Any, adapter: str | None) -> torch.Tensor:
+        """Run the model on `ids` after the cache `past`; return logits [T, V] of every position."""
+        tokens = torch.tensor([ids], device=self.model.device)
+        with torch.inference_mode(), self.slots.select(adapter):
+            return self.model(input_ids=tokens, past_key_values=past, use_cache=True).logits[0]
+
     def touch(self, adapter: str | None) -> None:
         """Note that the model, and this adapter on it, is in use."""
         self.last_used = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.lfm2 import Lfm2Config
 
 from rose.inference.engine import TorchEngine
-from rose.inference.generation import Done, Failed, Piece, Text
+from rose.inference.generation import Done, Failed, Piece, Scored, ScoringRequest, Text
 from rose.language_models.locate import describe
 from rose.language_models.tiny import build_fixture
 from tests.inference.asking import QUESTION, Listener, World, ask, make_adapter, refusal, reply
@@ -267,3 +268,28 @@ def test_an_answer_ends_where_the_context_ends(engine: TorchEngine, world: World
 
 def test_an_unknown_token_in_logit_bias_is_refused(engine: TorchEngine, world: World) -> None:
     assert refusal(engine, ask(world.target(), logit_bias={"5000": 1})).param == "logit_bias"
+
+
+def test_scoring_gives_the_log_probabilities_of_given_tokens(engine: TorchEngine, world: World) -> None:
+    rows = [[5, 9, 200, 17, 3], [7, 8], list(range(10, 900))]
+    told: queue.SimpleQueue[Scored | Failed] = queue.SimpleQueue()
+    engine.score(ScoringRequest(target=world.target(world.red), rows=rows), told.put)
+    scored = told.get(timeout=60)
+    assert isinstance(scored, Scored)
+    plain: Any = AutoModelForCausalLM.from_pretrained(world.folder)
+    model: Any = PeftModel.from_pretrained(plain, str(world.blobs.path(world.red.path)))
+    for row, found in zip(rows, scored.logprobs, strict=True):
+        ids = torch.tensor([row])
+        with torch.inference_mode():
+            expected = torch.log_softmax(model(input_ids=ids).logits[0, :-1], dim=-1)
+        expected = expected.gather(1, ids[0, 1:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(found), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_rows_that_cannot_be_scored_are_refused_by_number(engine: TorchEngine, world: World) -> None:
+    told: queue.SimpleQueue[Scored | Failed] = queue.SimpleQueue()
+    for row in ([1], [1, 1 << 40], [-1, 2]):
+        engine.score(ScoringRequest(target=world.target(), rows=[[1, 2], row]), told.put)
+        refused = told.get(timeout=60)
+        assert isinstance(refused, Failed)
+        assert "Row 1 must have" in refused.error.message
