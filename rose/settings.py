@@ -25,6 +25,7 @@ DEFAULT_ALIASES: Mapping[str, str] = {
     "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
     "tinyllama": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
 }
+WEIGHTS = ("auto", "fp32", "fp16", "bf16")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 LIMITS = (
     "requests_per_minute",
@@ -141,6 +142,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How long a chat waits for an inference engine that starts again, before it gets 503; 0: not at all."""
     inference_threads: int | None = None
     """Threads of the inference engine; default: cores minus one."""
+    inference_weights: str = "auto"
+    """Form of a base's weights on a CPU: auto (the fastest of this machine), fp16 (arithmetic in fp32), bf16 or fp32."""
+    inference_cache_bytes: int | None = None
+    """Memory for keys and values of each loaded base; default: a quarter of what is free once it is loaded."""
     webhook_private_targets: bool = False
     """Let webhooks go to plain http and to addresses of this machine and of private networks."""
     hub_offline: bool = False
@@ -250,6 +255,8 @@ def _check(settings: Settings) -> None:
         ("minimum_examples", settings.minimum_examples > 0, "it must be above 0"),
         *((name, _is_limit(getattr(settings, name)), "it must be above 0") for name in LIMITS),
         ("torch_threads", settings.torch_threads is None or settings.torch_threads > 0, "it must be above 0"),
+        ("inference_weights", settings.inference_weights in WEIGHTS, f"it must be one of {', '.join(WEIGHTS)}"),
+        ("inference_cache_bytes", _is_limit(settings.inference_cache_bytes), "it must be above 0"),
         (
             "inference_threads",
             settings.inference_threads is None or settings.inference_threads > 0,

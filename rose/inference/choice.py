@@ -44,9 +44,12 @@ class Choice:
         self._logprobs: list[tuple[int, TokenLogprob]] = []
         """Not sent yet: where the token's text begins, and the token."""
 
-    def advance(self, logits: torch.Tensor) -> tuple[int, list[Piece]]:
-        """Choose the next token from `logits` [V]; return its id and what a client may see of it now."""
-        token_id = self._sampler.choose(logits)
+    def advance(self, logits: torch.Tensor, best: tuple[float, int] | None = None) -> tuple[int, list[Piece]]:
+        """Choose the next token from `logits` [V]; return its id and what a client may see of it now.
+
+        `best`: the largest logit and its token, where they are known already.
+        """
+        token_id = self._sampler.choose(logits, best)
         self.tokens += 1
         if token_id in self._resident.stop_ids:
             return token_id, self._end("stop")

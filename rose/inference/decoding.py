@@ -1,27 +1,19 @@
-"""One request in the engine: its prompt, its cache and its choices, moved on step by step.
-
-A request is never batched with another one, so its text does not depend on what else the engine does.
-B choices, T tokens, V vocabulary.
-"""
+"""One request in the engine: its prompt, the rows of its choices, and what is told of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import torch
+from torch import Tensor
 
 from rose.errors import InvalidRequest, RoseError
-from rose.inference.cache import new_cache
 from rose.inference.choice import Choice
 from rose.inference.generation import Accepted, Done, Failed, Finished, Piece
-from rose.inference.request import GenerationRequest
+from rose.inference.request import GenerationRequest, Target
 from rose.inference.resident import Resident
+from rose.inference.rows import Row
 from rose.inference.thoughts import ThoughtFilter
 from rose.language_models.template import Prompt
-
-PREFILL_TOKENS = 512
-"""Prompt tokens read in one step, so that a long prompt does not hold up the other requests."""
 
 
 class Decoding:
@@ -29,17 +21,18 @@ class Decoding:
 
     def __init__(self, request: GenerationRequest, sink: Callable[[Piece], None]) -> None:
         self.request = request
+        self.target = request.target
         self.sink = sink
         self.cancelled = False
         self.resident: Resident | None = None
-        self._prompt: list[int] = []
-        self._read = 0
-        """Prompt tokens in the cache."""
-        self._cache: Any = None
-        self._choices: list[Choice] = []
-        self._active: list[Choice] = []
-        """Unfinished choices; row i of the cache and the logits belongs to the i-th."""
-        self._logits: torch.Tensor | None = None
+        self.unplaced: list[Row] = []
+        """Rows that need a place before anything else."""
+        self._choices: dict[Row, Choice] = {}
+        self._unforked: list[Row] = []
+        """Rows that will begin where the first one has read the prompt."""
+        self._going: list[Row] = []
+        """Rows that read or write."""
+        self._cached_tokens = 0
 
     def start(self, resident: Resident) -> None:
         """Render the prompt for `resident`, check that it fits, and say so. Raises: InvalidRequest."""
@@ -63,17 +56,26 @@ class Decoding:
                 hint="Shorten the messages.",
             )
         max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
-        self.resident, self._prompt = resident, prompt
-        self._choices = [
-            Choice(request, index, resident, max_tokens, self._thoughts(resident, asked))
-            for index in range(request.choices)
-        ]
-        self._active = list(self._choices) if max_tokens else []
-        self._cache = new_cache(resident.config)
+        self.resident = resident
+        self._prompt_tokens = len(prompt)
+        for index in range(request.choices):
+            choice = Choice(request, index, resident, max_tokens, self._thoughts(resident, asked))
+            row = Row(prompt, adapter=adapter_key(self.target), most_tokens=len(prompt) + max_tokens)
+            self._choices[row] = choice
+        rows = list(self._choices)
+        if max_tokens and not resident.runner.ever_fits(rows):
+            raise InvalidRequest(
+                f"The engine has no memory for {len(rows)} answers to {len(prompt)} tokens.",
+                code="context_length_exceeded",
+                param="n" if len(rows) > 1 else "messages",
+                hint="Ask for fewer choices, or shorten the messages.",
+            )
         self.sink(Accepted(prompt_tokens=len(prompt)))
-        if not max_tokens:
-            for choice in self._choices:
-                self.sink(Finished(index=choice.index, reason="length"))
+        if max_tokens:
+            self.unplaced, self._going, self._unforked = rows, rows[:1], rows[1:]
+            return
+        for choice in self._choices.values():
+            self.sink(Finished(index=choice.index, reason="length"))
 
     def _thoughts(self, resident: Resident, asked: Prompt) -> ThoughtFilter | None:
         """Return what tells the model's thoughts from its answer, where it can be expected to think."""
@@ -84,62 +86,65 @@ class Decoding:
             return None
         return ThoughtFilter(template.frame, opened=asked.opens_thought)
 
-    def step(self) -> bool:
-        """Read a part of the prompt, or make one token of each choice; return whether the request is complete."""
-        if self._active and self._read < len(self._prompt):
-            self._prefill()
-        if self._active and self._logits is not None:
-            self._advance(self._logits)
-        if self._active:
+    def going(self) -> list[Row]:
+        """Return the rows that have tokens to be read."""
+        return [] if self.unplaced else self._going
+
+    def rows(self) -> int:
+        """Return how many rows have a place."""
+        return 0 if self.unplaced else len(self._going) + len(self._unforked)
+
+    def take(self, row: Row, logits: Tensor, best: tuple[float, int]) -> int:
+        """Choose what follows a row that has read its tokens; return how many tokens were made.
+
+        `logits` [V]; `best`: the largest of them, and its token. Raises: RoseError when they are no numbers.
+        """
+        assert self.resident is not None
+        rows = [row, *self._unforked]
+        if self._unforked:
+            self._cached_tokens = row.cached_tokens
+            self.resident.runner.fork(row, self._unforked)
+            self._going, self._unforked = rows, []
+        self._cached_tokens = max(self._cached_tokens, row.cached_tokens)
+        for one in rows:
+            choice = self._choices[one]
+            token_id, pieces = choice.advance(logits, best)
+            for piece in pieces:
+                self.sink(piece)
+            if choice.finished:
+                self._going.remove(one)
+                self.resident.runner.release(one)
+            else:
+                one.tokens.append(token_id)
+        return len(rows)
+
+    def finish(self) -> bool:
+        """Say so when everything is written; return whether it is."""
+        if self._going or self._unforked:
             return False
+        made = sum(choice.tokens for choice in self._choices.values())
         self.sink(
-            Done(prompt_tokens=len(self._prompt), completion_tokens=sum(choice.tokens for choice in self._choices))
+            Done(
+                prompt_tokens=self._prompt_tokens,
+                completion_tokens=made,
+                cached_tokens=self._cached_tokens,
+            )
         )
         return True
 
     def release(self) -> None:
-        """Let go of model and cache, whoever still holds this object."""
-        self.resident = self._cache = self._logits = None
-        self._choices, self._active = [], []
+        """Let go of places and model, whoever still holds this object."""
+        for row in self._choices:
+            if self.resident is not None:
+                self.resident.runner.release(row)
+        self.resident = None
+        self._choices, self.unplaced, self._going, self._unforked = {}, [], [], []
 
     def fail(self, error: RoseError) -> None:
         """Say that the request cannot be answered."""
         self.sink(Failed(error=error))
 
-    def _prefill(self) -> None:
-        part = self._prompt[self._read : self._read + PREFILL_TOKENS]
-        logits = self._forward([part])
-        self._read += len(part)
-        if self._read < len(self._prompt):
-            return
-        if len(self._active) > 1:
-            self._keep_rows([0] * len(self._active))
-        self._logits = logits.expand(len(self._active), -1)
 
-    def _advance(self, logits: torch.Tensor) -> None:
-        """Choose a token for every active choice, then run the model on those that go on."""
-        chosen: list[int] = []
-        rows: list[int] = []
-        for row, choice in enumerate(self._active):
-            token_id, pieces = choice.advance(logits[row])
-            for piece in pieces:
-                self.sink(piece)
-            if not choice.finished:
-                rows.append(row)
-                chosen.append(token_id)
-        if len(rows) < len(self._active):
-            self._active = [self._active[row] for row in rows]
-            if rows:
-                self._keep_rows(rows)
-        if rows:
-            self._logits = self._forward([[token_id] for token_id in chosen])
-
-    def _keep_rows(self, rows: list[int]) -> None:
-        """Let row i of the cache be what its row `rows[i]` was; the one way that every kind of layer knows."""
-        self._cache.reorder_cache(torch.tensor(rows))
-
-    def _forward(self, ids: list[list[int]]) -> torch.Tensor:
-        """Run the model on `ids` [B, T] after the cache; return the logits [B, V] of the last position."""
-        assert self.resident is not None
-        adapter = self.request.target.adapter if self.request.target.kind == "adapter" else None
-        return self.resident.forward(ids, self._cache, adapter.sha256 if adapter else None)
+def adapter_key(target: Target) -> str | None:
+    """Return the hash of the adapter that a target needs; None for a base or a full model."""
+    return target.adapter.sha256 if target.adapter is not None and target.kind == "adapter" else None

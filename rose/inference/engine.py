@@ -1,7 +1,7 @@
-"""The engine: one thread that moves every request on by a step in turn, and one that loads models meanwhile.
+"""The engine: one thread that moves all requests on, step by step, and one that loads models meanwhile.
 
 Requests and cancellations come from any thread through a queue; models, adapters and requests belong to the engine's
-thread. What a request's text is never depends on what else runs.
+thread. All rows of one base go through it together; where there is no room for all, projects take turns.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import msgspec
 import torch
 
 from rose.errors import RoseError
-from rose.inference.decoding import Decoding
+from rose.inference.decoding import Decoding, adapter_key
 from rose.inference.generation import (
     STOPPING,
     EngineBusy,
@@ -30,15 +31,22 @@ from rose.inference.generation import (
     ScoringRequest,
 )
 from rose.inference.loading import Loader, NotEnoughMemory, full_key
+from rose.inference.meter import Meter
 from rose.inference.request import GenerationRequest, Target
 from rose.inference.resident import Resident
+from rose.inference.rows import Row
 from rose.inference.scoring import Scoring
+from rose.language_models.adapters import StoredAdapter
 from rose.language_models.load import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
+Work = Decoding | Scoring
+
 MAX_REQUESTS = 64
-"""Requests at a time; each has a cache in memory, and more would only all become slower."""
+"""Requests at a time, those that wait for room or for a model included."""
+MAX_STARTS = 4
+"""Prompts that are rendered between two steps; more would hold up those who wait for a token."""
 MAX_ADAPTERS = 32
 """Adapters that stay on one base; the least recently used one leaves."""
 LOADING_PATIENCE_SECONDS = 240.0
@@ -50,8 +58,9 @@ class _Loaded(msgspec.Struct, frozen=True):
     """The loader's thread is done with `target`."""
 
     target: Target
-    resident: Resident | None
-    error: RoseError | None
+    resident: Resident | None = None
+    adapter: StoredAdapter | None = None
+    error: RoseError | None = None
 
 
 class TorchEngine:
@@ -66,22 +75,24 @@ class TorchEngine:
         max_requests: int = MAX_REQUESTS,
         before_step: Callable[[], None] | None = None,
     ) -> None:
-        """`before_step` is called in the engine's thread before each step of a request."""
+        """`before_step` is called in the engine's thread before each step."""
         self._loader = loader
         self._idle_seconds = idle_seconds
         self._patience_seconds = patience_seconds
         self._max_requests = max_requests
         self._before_step = before_step
-        self._orders: queue.SimpleQueue[Decoding | Scoring | _Loaded | None] = queue.SimpleQueue()
-        self._deadlines: dict[Decoding | Scoring, float] = {}
+        self._orders: queue.SimpleQueue[Work | _Loaded | None] = queue.SimpleQueue()
+        self._deadlines: dict[Work, float] = {}
         """Requests that wait for a model, oldest first, and until when (monotonic seconds)."""
-        self._active: list[Decoding | Scoring] = []
+        self._active: list[Work] = []
         self._residents: dict[str, Resident] = {}
         self._loading: Target | None = None
         self._stopping = False
         self._open = 0
         self._counting = threading.Lock()
         self._bases: tuple[LoadedBase, ...] = ()
+        self._meter = Meter()
+        self._rows = self._cache_bytes = self._cache_limit_bytes = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -95,7 +106,7 @@ class TorchEngine:
         """See Engine.score."""
         return self._queue(Scoring(request, sink))
 
-    def _queue(self, decoding: Decoding | Scoring) -> Callable[[], None]:
+    def _queue(self, decoding: Work) -> Callable[[], None]:
         if self._stopping:
             raise _stopping()
         with self._counting:
@@ -121,7 +132,10 @@ class TorchEngine:
             bases=self._bases,
             loading=() if loading is None else (loading.base.source,),
             max_requests=self._max_requests,
-            rows=len(self._active),
+            rows=self._rows,
+            cache_bytes=self._cache_bytes,
+            cache_limit_bytes=self._cache_limit_bytes,
+            tokens_per_second=round(self._meter.per_second(time.monotonic()), 1),
         )
 
     def stop(self) -> None:
@@ -143,7 +157,9 @@ class TorchEngine:
                 while not self._stopping:
                     self._take_orders()
                     self._arrange()
+                    self._place()
                     self._move_all()
+                    self._note_load()
         except Exception as error:  # the thread's boundary: without it requests would wait for ever
             ending = _as_rose_error(error)
             self._stopping = True
@@ -174,11 +190,13 @@ class TorchEngine:
 
     def _take_loaded(self, loaded: _Loaded) -> None:
         self._loading = None
+        error = loaded.error
         if loaded.resident is not None:
             self._residents[loaded.resident.key] = loaded.resident
+            error = self._put_on(loaded.resident, loaded.target, loaded.adapter)
             self._note_bases()
-            return
-        error = loaded.error
+            if error is None:
+                return
         if isinstance(error, NotEnoughMemory):
             if self._make_room():
                 return  # the request still waits, so its model is loaded again
@@ -188,25 +206,40 @@ class TorchEngine:
                     code=NotEnoughMemory.default_code,
                     retry_after_seconds=20,
                 )
-        for decoding in [d for d in self._deadlines if d.request.target == loaded.target]:
+        for decoding in [d for d in self._deadlines if d.target == loaded.target]:
             self._close(decoding, error)
+
+    def _put_on(self, resident: Resident, target: Target, stored: StoredAdapter | None) -> RoseError | None:
+        """Give a model the adapter that was read for it, between two steps; return why it cannot be done."""
+        key = adapter_key(target)
+        if stored is None or key is None:
+            return None
+        try:
+            resident.runner.add_adapter(key, stored)
+        except Exception as error:  # the boundary between one adapter and all requests; logged or passed on
+            return _as_rose_error(error)
+        log.info("loaded adapter %s of %s", key[:12], target.model)
+        return None
 
     def _arrange(self) -> None:
         """Start waiting requests whose model is there, load for the first other one, drop what nobody needs."""
+        started = 0
         for decoding in list(self._deadlines):
-            resident = self._ready(decoding.request.target)
+            resident = self._ready(decoding.target)
             if decoding.cancelled:
                 self._close(decoding)
-            elif resident is not None:
+            elif resident is not None and started < MAX_STARTS:
+                started += 1
                 self._start(decoding, resident)
-        if self._loading is None and self._deadlines:
-            self._load(next(iter(self._deadlines)).request.target)
+        missing = [one.target for one in self._deadlines if self._ready(one.target) is None]
+        if self._loading is None and missing:
+            self._load(missing[0])
         for decoding, deadline in list(self._deadlines.items()):
-            if time.monotonic() > deadline:
-                self._close(decoding, _still_loading(decoding.request.target))
+            if time.monotonic() > deadline and self._ready(decoding.target) is None:
+                self._close(decoding, _still_loading(decoding.target))
         self._drop_idle()
 
-    def _start(self, decoding: Decoding | Scoring, resident: Resident) -> None:
+    def _start(self, decoding: Work, resident: Resident) -> None:
         del self._deadlines[decoding]
         self._active.append(decoding)
         try:
@@ -214,31 +247,74 @@ class TorchEngine:
         except Exception as error:  # the boundary between one request and all others; logged or passed on
             self._close(decoding, _as_rose_error(error))
 
-    def _move_all(self) -> None:
-        """Move every request on by one step."""
-        for decoding in list(self._active):
-            if not self._stopping:
-                self._move(decoding)
+    def _place(self) -> None:
+        """Give rows their places while there is room: the project with the fewest rows first, then the oldest request.
 
-    def _move(self, decoding: Decoding | Scoring) -> None:
-        if decoding.cancelled:
-            self._close(decoding)
-            return
+        Who is next and finds no room keeps the room for itself that others leave: nobody small overtakes it for ever.
+        """
+        waiting = [work for work in self._active if work.unplaced]
+        rows = Counter[str]()
+        for work in self._active:
+            rows[work.target.project] += work.rows()
+        full: set[str] = set()
+        while waiting:
+            work = min(waiting, key=lambda one: rows[one.target.project])
+            waiting.remove(work)
+            resident = work.resident
+            if resident is None or resident.key in full or work.cancelled:
+                continue
+            if resident.runner.admit(work.unplaced):
+                rows[work.target.project] += len(work.unplaced)
+                work.unplaced = []
+            else:
+                full.add(resident.key)
+
+    def _move_all(self) -> None:
+        """Move the rows of every model on by one step."""
+        for work in [one for one in self._active if one.cancelled]:
+            self._close(work)
+        for resident in list(self._residents.values()):
+            of = {row: work for work in self._active if work.resident is resident for row in work.going()}
+            if of and not self._stopping:
+                self._move(resident, of)
+        for work in list(self._active):
+            if work.finish():
+                self._close(work)
+
+    def _move(self, resident: Resident, of: dict[Row, Work]) -> None:
+        """Move rows of one model on; `of` says whose they are."""
         if self._before_step is not None:
             self._before_step()
         try:
-            if decoding.step():
-                self._close(decoding)
-        except Exception as error:  # as in _start
-            self._close(decoding, _as_rose_error(error))
+            rows, logits = resident.runner.step(list(of))
+            best = _largest(logits)
+        except Exception as error:  # the boundary between one step and the engine; logged or passed on
+            failed = _as_rose_error(error)
+            for work in dict.fromkeys(of.values()):
+                self._close(work, failed)
+            return
+        made = 0
+        for number, row in enumerate(rows):
+            work = of[row]
+            try:
+                made += work.take(row, logits[number], best[number])
+            except Exception as error:  # as in _start
+                self._close(work, _as_rose_error(error))
+        self._meter.add(time.monotonic(), made)
 
-    def _close(self, decoding: Decoding | Scoring, error: RoseError | None = None) -> None:
+    def _note_load(self) -> None:
+        runners = [resident.runner for resident in self._residents.values()]
+        self._rows = sum(work.rows() for work in self._active)
+        self._cache_bytes = sum(runner.cache_bytes() for runner in runners)
+        self._cache_limit_bytes = sum(runner.cache_limit_bytes() for runner in runners)
+
+    def _close(self, decoding: Work, error: RoseError | None = None) -> None:
         """Forget a request and its cache; with `error`, tell it."""
         self._deadlines.pop(decoding, None)
         if decoding in self._active:
             self._active.remove(decoding)
         if decoding.resident is not None:
-            decoding.resident.touch(_adapter_key(decoding.request.target))
+            decoding.resident.touch(adapter_key(decoding.target))
             decoding.release()
         with self._counting:
             self._open -= 1
@@ -262,8 +338,8 @@ class TorchEngine:
 
     def _ready(self, target: Target) -> Resident | None:
         resident = self._find(target)
-        adapter = _adapter_key(target)
-        return resident if resident is not None and (adapter is None or adapter in resident.slots) else None
+        adapter = adapter_key(target)
+        return resident if resident is not None and (adapter is None or adapter in resident.runner.adapters()) else None
 
     def _load(self, target: Target) -> None:
         """Load what `target` needs in a thread of its own; one at a time."""
@@ -274,15 +350,15 @@ class TorchEngine:
 
         def load() -> None:
             try:
-                self._orders.put(_Loaded(target, self._loader.load(target, resident), None))
+                self._orders.put(_Loaded(target, *self._loader.load(target, resident)))
             except Exception as error:  # the thread's boundary: it goes to the log and to the requests that wait
-                self._orders.put(_Loaded(target, None, _as_rose_error(error)))
+                self._orders.put(_Loaded(target, error=_as_rose_error(error)))
 
         threading.Thread(target=load, name="loader", daemon=True).start()
 
     def _used(self) -> list[Target]:
-        waiting = [decoding.request.target for decoding in self._deadlines]
-        active = [decoding.request.target for decoding in self._active]
+        waiting = [decoding.target for decoding in self._deadlines]
+        active = [decoding.target for decoding in self._active]
         return [*waiting, *active, *([self._loading] if self._loading else [])]
 
     def _unused(self) -> list[str]:
@@ -312,10 +388,11 @@ class TorchEngine:
             torch.cuda.empty_cache()
 
     def _limit_adapters(self, resident: Resident) -> None:
-        used = {_adapter_key(target) for target in self._used()}
-        idle = [key for key in resident.slots.keys() if key not in used]  # noqa: SIM118 (no mapping)
+        used = {adapter_key(target) for target in self._used()}
+        loaded = resident.runner.adapters()
+        idle = [key for key in loaded if key not in used]
         idle.sort(key=lambda key: resident.adapter_used.get(key, 0.0))
-        for key in idle[: max(0, len(resident.slots.keys()) + 1 - MAX_ADAPTERS)]:
+        for key in idle[: max(0, len(loaded) + 1 - MAX_ADAPTERS)]:
             resident.forget(key)
 
     def _note_bases(self) -> None:
@@ -323,15 +400,22 @@ class TorchEngine:
             LoadedBase(
                 source=resident.located.source,
                 fingerprint=resident.located.fingerprint,
-                dtype=str(resident.model.dtype).removeprefix("torch."),
-                adapters=tuple(resident.slots.keys()),
+                dtype=str(resident.runner.model.dtype).removeprefix("torch."),
+                adapters=tuple(resident.runner.adapters()),
+                weights=resident.runner.weights,
+                batched=resident.runner.batched,
+                batch_invariant=resident.runner.batch_invariant,
             )
             for resident in self._residents.values()
         )
 
 
-def _adapter_key(target: Target) -> str | None:
-    return target.adapter.sha256 if target.adapter is not None and target.kind == "adapter" else None
+def _largest(logits: torch.Tensor) -> Sequence[tuple[float, int]]:
+    """Return for each row of `logits` [rows, V] the largest one and its token."""
+    if not logits.numel():
+        return []
+    values, ids = logits.max(dim=1)
+    return list(zip(values.tolist(), ids.tolist(), strict=True))
 
 
 def _stopping() -> RoseError:

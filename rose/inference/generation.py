@@ -79,6 +79,8 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     """Tokens that the model made for all choices, the end-of-turn token included."""
+    cached_tokens: int = 0
+    """Of the prompt's tokens, those that were not read again because an earlier prompt began alike."""
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rose.blobs import Blobs
 from rose.domain.artifacts import Artifact
 from rose.errors import InvalidRequest, NotFound, Unavailable
+from rose.inference.batching.building import NotBatchable, NotInFp16, build
+from rose.inference.batching.linear import fastest_form, has_fp16
+from rose.inference.one_by_one import OneByOne
 from rose.inference.request import Target
 from rose.inference.resident import Resident
-from rose.language_models.adapters import read_adapter
-from rose.language_models.load import choose_device, choose_dtype, is_out_of_memory, load_model
+from rose.inference.rows import Runner
+from rose.language_models.adapters import StoredAdapter, read_adapter
+from rose.language_models.load import SMALL_PARAMETERS, choose_device, choose_dtype, is_out_of_memory, load_model
 from rose.language_models.locate import LocatedBase, ModelNotAvailable, check_base, describe, locate
 from rose.language_models.template import load_template
 
@@ -22,6 +27,13 @@ log = logging.getLogger(__name__)
 
 LOADING_SHARE = 1.2
 """Memory taken while loading, as a share of the weights' own size."""
+
+
+AUTO = "auto"
+CACHE_SHARE = 0.25
+"""Of the memory that is free once a model is loaded, for keys and values."""
+DEFAULT_CACHE_BYTES = 2 << 30
+"""Where the system does not say what is free."""
 
 
 class NotEnoughMemory(Unavailable):
@@ -40,16 +52,24 @@ class Loader:
         models_dir: Path,
         offline: bool,
         device: str = "auto",
+        weights: str = AUTO,
+        cache_bytes: int | None = None,
         free_bytes: Callable[[torch.device], int | None] | None = None,
     ) -> None:
+        """`weights`: the form of linear layers on a CPU, `auto` for the fastest; `cache_bytes`: for keys and values.
+
+        The default is a share of what is free once the model is loaded.
+        """
         self._blobs = blobs
         self._models_dir = models_dir
         self._offline = offline
+        self._weights = weights
+        self._cache_bytes = cache_bytes
         self._free_bytes = free_bytes or free_memory_bytes
         self.device = choose_device(device)
 
-    def load(self, target: Target, resident: Resident | None) -> Resident:
-        """Return `resident` (or the model that `target` needs, loaded) with the target's adapter on it.
+    def load(self, target: Target, resident: Resident | None) -> tuple[Resident, StoredAdapter | None]:
+        """Return `resident` (or the model that `target` needs, loaded), and the target's adapter if it has none of it.
 
         Raises: NotFound when the base is not available; BaseChanged when base and adapter do not belong together;
         BlobMismatch; NotEnoughMemory.
@@ -59,9 +79,10 @@ class Loader:
             whole = target.adapter if target.kind == "full" else None
             resident = self._load(full_key(whole) if whole else located.fingerprint, located, target)
         adapter = target.adapter
-        if target.kind == "adapter" and adapter is not None and adapter.sha256 not in resident.slots:
-            self._load_adapter(resident, target, adapter)
-        return resident
+        if target.kind != "adapter" or adapter is None or adapter.sha256 in resident.runner.adapters():
+            return resident, None
+        self._blobs.verify(adapter)
+        return resident, read_adapter(self._blobs.path(adapter.path), target.base)
 
     def locate(self, target: Target) -> LocatedBase:
         """Find the base, or the whole model, that `target` needs. Raises: as `load`."""
@@ -79,18 +100,66 @@ class Loader:
         return located
 
     def _load(self, key: str, located: LocatedBase, target: Target) -> Resident:
-        dtype = choose_dtype(self.device, located.parameters)
+        form = self._form(located)
+        try:
+            runner = self._runner(located, target, form)
+        except NotInFp16 as error:
+            log.info("%s keeps its weights in fp32: %s", located.source, error)
+            runner = self._runner(located, target, "fp32")
+        log.info(
+            "loaded %s (%s, %s%s%s) from %s",
+            located.source,
+            self.device,
+            runner.weights,
+            ", batched" if runner.batched else "",
+            ", batch-invariant" if runner.batch_invariant else "",
+            located.path,
+        )
+        return Resident(key, located, runner, load_template(located.path, rows=located.embedding_rows))
+
+    def _form(self, located: LocatedBase) -> str:
+        """Return the form of the linear layers' weights."""
+        if self.device.type != "cpu":
+            return "bf16" if choose_dtype(self.device, located.parameters) == torch.bfloat16 else "fp32"
+        if self._weights != AUTO:
+            return self._weights
+        if located.parameters < SMALL_PARAMETERS:
+            return "fp32"
+        candidates = ["fp16"] if has_fp16() else []
+        if choose_dtype(self.device, located.parameters) == torch.bfloat16:
+            candidates.append("bf16")
+        return fastest_form(located.linear_layers.values(), [*candidates, "fp32"])
+
+    def _runner(self, located: LocatedBase, target: Target, form: str) -> Runner:
+        """Load the weights; answer in batches if the model allows it."""
+        model = self._model(located, target, torch.bfloat16 if form == "bf16" else torch.float32)
+        try:
+            return build(
+                model,
+                form=form,
+                limit_bytes=self._cache_limit(),
+                context_tokens=located.context_tokens,
+            )
+        except NotBatchable as error:
+            log.info("%s answers row by row: %s", located.source, error)
+            return OneByOne(model, context_tokens=located.context_tokens)
+
+    def _cache_limit(self) -> int:
+        if self._cache_bytes is not None:
+            return self._cache_bytes
+        free = self._free_bytes(self.device)
+        return DEFAULT_CACHE_BYTES if free is None else int(free * CACHE_SHARE)
+
+    def _model(self, located: LocatedBase, target: Target, dtype: torch.dtype) -> Any:
         self._check_memory(located, dtype)
         try:
-            model = load_model(located.path, device=self.device, dtype=dtype)
+            return load_model(located.path, device=self.device, dtype=dtype)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise NotEnoughMemory(f"{self.device} has too little free memory for {located.source!r}.") from error
         except InvalidRequest as error:
             raise _not_available(target, error) from error
-        log.info("loaded %s (%s, %s) from %s", located.source, self.device, dtype, located.path)
-        return Resident(key, located, model, load_template(located.path, rows=located.embedding_rows))
 
     def _check_memory(self, located: LocatedBase, dtype: torch.dtype) -> None:
         needed = int(located.parameters * dtype.itemsize * LOADING_SHARE)
@@ -101,11 +170,6 @@ class Loader:
                 "are free.",
                 hint="Use a smaller base model, or end what else uses the memory.",
             )
-
-    def _load_adapter(self, resident: Resident, target: Target, adapter: Artifact) -> None:
-        self._blobs.verify(adapter)
-        resident.slots.add(adapter.sha256, read_adapter(self._blobs.path(adapter.path), target.base))
-        log.info("loaded adapter %s of %s", adapter.sha256[:12], target.model)
 
 
 def full_key(artifact: Artifact) -> str:

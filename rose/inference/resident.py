@@ -6,29 +6,24 @@ import re
 import time
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
-import torch
-
+from rose.inference.rows import Runner
 from rose.inference.text import REPLACEMENT
 from rose.language_models.locate import LocatedBase
-from rose.language_models.slots import AdapterSlots
 from rose.language_models.template import ChatTemplate
 
 
 class Resident:
-    """A loaded base, or a full model under the hash of its folder. B rows, T tokens, V vocabulary."""
+    """A loaded base, or a full model under the hash of its folder."""
 
-    def __init__(self, key: str, located: LocatedBase, model: Any, template: ChatTemplate) -> None:
+    def __init__(self, key: str, located: LocatedBase, runner: Runner, template: ChatTemplate) -> None:
         self.key = key
         self.located = located
-        self.model = model
+        self.runner = runner
         self.template = template
         self.tokenizer = template.tokenizer
-        self.slots = AdapterSlots(model)
-        self.config = model.config
-        self.vocabulary = int(model.config.get_text_config().vocab_size)
-        self.context_tokens = located.context_tokens
+        self.vocabulary = int(runner.model.config.get_text_config().vocab_size)
+        self.context_tokens = runner.context_tokens
         self.stop_ids = template.stop_ids
         self.last_used = time.monotonic()
         """Monotonic seconds."""
@@ -36,19 +31,6 @@ class Resident:
         """Adapter hash -> monotonic seconds of its last use."""
         self._byte_level = "ByteLevel" in repr(self.tokenizer.backend_tokenizer.decoder)
         self._tokens: dict[int, tuple[str, list[int] | None]] = {}
-
-    def forward(self, ids: list[list[int]], past: Any, adapter: str | None) -> torch.Tensor:
-        """Run the model on `ids` [B, T] after the cache `past`; return logits [B, V] of the last position."""
-        tokens = torch.tensor(ids, device=self.model.device)
-        with torch.inference_mode(), self.slots.select(adapter):
-            output = self.model(input_ids=tokens, past_key_values=past, use_cache=True, logits_to_keep=1)
-        return output.logits[:, -1]
-
-    def all_logits(self, ids: list[int], past: Any, adapter: str | None) -> torch.Tensor:
-        """Run the model on `ids` after the cache `past`; return logits [T, V] of every position."""
-        tokens = torch.tensor([ids], device=self.model.device)
-        with torch.inference_mode(), self.slots.select(adapter):
-            return self.model(input_ids=tokens, past_key_values=past, use_cache=True).logits[0]
 
     def touch(self, adapter: str | None) -> None:
         """Note that the model, and this adapter on it, is in use."""
@@ -58,7 +40,7 @@ class Resident:
 
     def forget(self, adapter: str) -> None:
         """Free an adapter's memory; no request may be using it."""
-        self.slots.remove(adapter)
+        self.runner.remove_adapter(adapter)
         self.adapter_used.pop(adapter, None)
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -13,6 +13,8 @@ import torch
 from rose.errors import InvalidRequest, RoseError
 from rose.inference.request import Sampling
 
+FIRST_LIKELY = 256
+"""Tokens that are looked at for top_p before all are sorted."""
 LOWEST_TEMPERATURE = 1e-6
 """Below this only the likeliest token is drawn anyway, and in fp32 a number far below it is 0."""
 
@@ -37,10 +39,18 @@ class Sampler:
             self._bias = torch.tensor(list(sampling.logit_bias)), torch.tensor(list(sampling.logit_bias.values()))
         self._counts: dict[int, int] | None = {} if sampling.frequency_penalty or sampling.presence_penalty else None
 
-    def choose(self, logits: torch.Tensor) -> int:
-        """Return the next token id for `logits` [V], which stay unchanged. Raises: RoseError when they are NaN."""
+    def choose(self, logits: torch.Tensor, best: tuple[float, int] | None = None) -> int:
+        """Return the next token id for `logits` [V], which stay unchanged. Raises: RoseError when they are NaN.
+
+        `best`: the largest logit and its token, found for many rows at once.
+        """
+        if best is not None and self._bias is None and self._counts is None:
+            _check(best[0])
+            return best[1] if self._sampling.temperature == 0 else self._draw(logits.float(), best[0])
         scores = self._adjusted(logits.float())
-        token_id = self._greedy(scores) if self._sampling.temperature == 0 else self._draw(scores)
+        largest, token_id = torch.max(scores, dim=0)
+        _check(largest.item())
+        token_id = int(token_id.item()) if self._sampling.temperature == 0 else self._draw(scores, largest.item())
         if self._counts is not None:
             self._counts[token_id] = self._counts.get(token_id, 0) + 1
         return token_id
@@ -59,24 +69,14 @@ class Sampler:
             scores[ids] -= self._sampling.frequency_penalty * counts + self._sampling.presence_penalty
         return scores
 
-    def _greedy(self, scores: torch.Tensor) -> int:
-        best, token_id = torch.max(scores, dim=0)
-        _check(best)
-        return int(token_id.item())
-
-    def _draw(self, scores: torch.Tensor) -> int:
+    def _draw(self, scores: torch.Tensor, best: float) -> int:
         """Invert the cumulative distribution at one random point in (0, total]; no token of probability 0 is hit."""
         # Shifted first, so that a tiny temperature cannot overflow.
-        best = _check(scores.max())
         temperature = max(self._sampling.temperature, LOWEST_TEMPERATURE)
         probabilities = torch.softmax((scores - best) / temperature, dim=0)
         order: torch.Tensor | None = None
         if self._sampling.top_p < 1:
-            probabilities, order = torch.sort(probabilities, descending=True, stable=True)
-            before = torch.cumsum(probabilities, dim=0) - probabilities
-            # The most likely token always stays, also with top_p 0.
-            kept = max(1, int((before < self._sampling.top_p).sum().item()))
-            probabilities, order = probabilities[:kept], order[:kept]
+            probabilities, order = _likeliest(probabilities, self._sampling.top_p)
         cumulative = torch.cumsum(probabilities, dim=0)
         point = (1.0 - self._random.random()) * cumulative[-1:]
         position = int(torch.searchsorted(cumulative, point).item())
@@ -93,9 +93,20 @@ def top_logprobs(logits: torch.Tensor, token_id: int, count: int) -> tuple[float
     return float(logprobs[token_id].item()), list(zip(ids.tolist(), values.tolist(), strict=True))
 
 
-def _check(best: torch.Tensor) -> float:
-    """Return the largest score. Raises: RoseError when it is no finite number (a NaN anywhere is the largest)."""
-    value = best.item()
-    if not math.isfinite(value):
+def _likeliest(probabilities: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the most likely tokens that together reach `top_p`, and their ids; always one.
+
+    Sorting a whole vocabulary takes longer than a small model's forward pass: a few are nearly always enough.
+    """
+    found, order = torch.topk(probabilities, min(FIRST_LIKELY, probabilities.shape[0]))
+    if found.shape[0] < probabilities.shape[0] and float(found.sum()) < top_p:
+        found, order = torch.sort(probabilities, descending=True, stable=True)
+    before = torch.cumsum(found, dim=0) - found
+    kept = max(1, int((before < top_p).sum().item()))
+    return found[:kept], order[:kept]
+
+
+def _check(best: float) -> None:
+    """Check the largest score. Raises: RoseError when it is no finite number (a NaN anywhere is the largest)."""
+    if not math.isfinite(best):
         raise RoseError("The model gives no finite numbers; its training has diverged.", code="model_diverged")
-    return value

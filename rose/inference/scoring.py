@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
+from torch import Tensor
 
 from rose.errors import InvalidRequest, RoseError
-from rose.inference.cache import new_cache
+from rose.inference.decoding import adapter_key
 from rose.inference.generation import Failed, Scored, ScoringRequest
 from rose.inference.resident import Resident
-
-PART_TOKENS = 512
-"""Tokens read at once: the logits of all of them are in memory."""
+from rose.inference.rows import Row
 
 
 class Scoring:
-    """The life of one such request; as Decoding, one row a step."""
+    """The life of one such request; as Decoding, with one row at a time."""
 
     def __init__(self, request: ScoringRequest, sink: Callable[[Scored | Failed], None]) -> None:
         self.request = request
+        self.target = request.target
         self.sink = sink
         self.cancelled = False
         self.resident: Resident | None = None
+        self.unplaced: list[Row] = []
+        self._going: list[Row] = []
         self._logprobs: list[list[float]] = []
 
     def start(self, resident: Resident) -> None:
@@ -33,34 +34,44 @@ class Scoring:
                     f"Row {number} must have 2 to {resident.context_tokens} tokens from 0 to {resident.vocabulary - 1}."
                 )
         self.resident = resident
+        self._next()
 
-    def step(self) -> bool:
-        """Score one row; return whether it was the last."""
-        rows = self.request.rows
-        if len(self._logprobs) < len(rows):
-            self._logprobs.append(self._score(rows[len(self._logprobs)]))
-        if len(self._logprobs) < len(rows):
+    def _next(self) -> None:
+        rows = self.request.rows[len(self._logprobs) :][:1]
+        self._going = [Row(row, adapter=adapter_key(self.target), most_tokens=len(row), scored=True) for row in rows]
+        self.unplaced = list(self._going)
+
+    def going(self) -> list[Row]:
+        """See Decoding.going."""
+        return [] if self.unplaced else self._going
+
+    def rows(self) -> int:
+        """See Decoding.rows."""
+        return len(self.going())
+
+    def take(self, row: Row, logits: Tensor, best: tuple[float, int]) -> int:
+        """Keep the scores of a row that is read and go on to the next one."""
+        assert self.resident is not None
+        self._logprobs.append(row.logprobs or [])
+        self.resident.runner.release(row)
+        self._next()
+        return 0
+
+    def finish(self) -> bool:
+        """See Decoding.finish."""
+        if self._going:
             return False
         self.sink(Scored(logprobs=self._logprobs))
         return True
 
     def release(self) -> None:
-        """Let go of the model."""
+        """See Decoding.release."""
+        for row in self._going:
+            if self.resident is not None:
+                self.resident.runner.release(row)
         self.resident = None
+        self.unplaced, self._going = [], []
 
     def fail(self, error: RoseError) -> None:
         """Say that the request cannot be answered."""
         self.sink(Failed(error=error))
-
-    def _score(self, row: list[int]) -> list[float]:
-        assert self.resident is not None
-        target = self.request.target
-        adapter = target.adapter.sha256 if target.adapter is not None and target.kind == "adapter" else None
-        past = new_cache(self.resident.config)
-        found: list[float] = []
-        for start in range(0, len(row) - 1, PART_TOKENS):
-            part = row[start : min(start + PART_TOKENS, len(row) - 1)]
-            logits = self.resident.all_logits(part, past, adapter).float()
-            following = torch.tensor(row[start + 1 : start + 1 + len(part)], device=logits.device)
-            found += torch.log_softmax(logits, dim=-1).gather(1, following[:, None])[:, 0].tolist()
-        return found

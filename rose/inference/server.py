@@ -63,7 +63,12 @@ async def serve(settings: Settings, stop: anyio.Event) -> None:
     _refuse_open_door(settings)
     torch.set_num_threads(settings.inference_threads or max(1, (os.cpu_count() or 2) - 1))
     loader = Loader(
-        Blobs(settings.blobs), models_dir=settings.models, offline=settings.hub_offline, device=settings.device
+        Blobs(settings.blobs),
+        models_dir=settings.models,
+        offline=settings.hub_offline,
+        device=settings.device,
+        weights=settings.inference_weights,
+        cache_bytes=settings.inference_cache_bytes,
     )
     listener = _listen(settings.inference_host, settings.inference_port)
     try:

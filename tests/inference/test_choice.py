@@ -11,6 +11,7 @@ from openai.types.chat import ChatCompletion
 from rose.errors import RoseError
 from rose.inference.choice import Choice
 from rose.inference.generation import Done, Finished, Text, ToolCall
+from rose.inference.one_by_one import OneByOne
 from rose.inference.resident import Resident
 from rose.inference.wire import Answer, Chunks, Header
 from rose.language_models.load import load_model
@@ -25,7 +26,12 @@ TOOLS = [{"type": "function", "function": {"name": "water"}}]
 @pytest.fixture(scope="module")
 def resident(world: World) -> Resident:
     located = locate(str(world.folder), models_dir=world.folder)
-    return Resident(located.fingerprint, located, load_model(world.folder), load_template(world.folder))
+    return Resident(
+        located.fingerprint,
+        located,
+        OneByOne(load_model(world.folder), context_tokens=located.context_tokens),
+        load_template(world.folder),
+    )
 
 
 def write(

@@ -19,9 +19,9 @@ import torch
 import rose.inference.engine as engine_module
 from rose.domain.job_values import BaseModel
 from rose.errors import InvalidRequest, NotFound, RoseError
+from rose.inference.batching.model import BatchedModel
 from rose.inference.engine import TorchEngine
 from rose.inference.generation import Accepted, EngineBusy, Failed, Text
-from rose.inference.resident import Resident
 from rose.language_models.tiny import build_fixture
 from tests.inference.asking import Listener, World, ask, make_adapter, refusal, reply
 
@@ -254,14 +254,18 @@ def test_a_cancelled_request_leaves_no_cache_behind(start_engine: Start, world: 
     while not isinstance(listener.next(), Text):
         pass
     decoding = engine._active[0]  # pyright: ignore[reportPrivateUsage]
-    kept.append(weakref.ref(decoding._cache))  # pyright: ignore[reportPrivateUsage]
-    del decoding
+    (row,) = decoding.going()
+    kept.append(weakref.ref(row))
+    held = engine.status().cache_bytes
+    assert held > 0
+    del decoding, row
     listener.cancel()
     del listener
     wait_until_free(engine)
     reply(engine, ask(world.target(), max_tokens=1))
     gc.collect()
     assert kept[0]() is None
+    until(lambda: engine.status().cache_bytes == 0)
 
 
 def test_stopping_ends_every_request_at_once_and_refuses_new_ones(start_engine: Start, world: World) -> None:
@@ -290,7 +294,7 @@ def test_a_request_that_fails_does_not_end_the_engine(
         raise RuntimeError("secret detail of the device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Resident, "forward", broken)
+        patched.setattr(BatchedModel, "step", broken)
         error = refusal(engine, ask(world.target()))
     assert (error.status, error.code) == (500, "engine_error")
     assert "secret" not in str(error)
