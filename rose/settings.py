@@ -143,7 +143,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     inference_threads: int | None = None
     """Threads of the inference engine; default: cores minus one."""
     inference_weights: str = "auto"
-    """Form of a base's weights on a CPU: auto (the fastest of this machine), fp16 (arithmetic in fp32), bf16 or fp32."""
+    """Form of a base's weights on a CPU: auto (the fastest here), fp16 (arithmetic in fp32), bf16 or fp32."""
     inference_cache_bytes: int | None = None
     """Memory for keys and values of each loaded base; default: a quarter of what is free once it is loaded."""
     webhook_private_targets: bool = False
