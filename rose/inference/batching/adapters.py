@@ -139,19 +139,31 @@ class _Decoding:
     """The decoding tokens of one rank class."""
 
     slots: int
+    rows: int
+    """M"""
     gathered: Tensor
-    """[N, M]: the token in each place; token 0 stands in those that are free."""
+    """[N * M]: the token in each place; token 0 stands in those that are free."""
     tokens: Tensor
     """The tokens that have an adapter of this class."""
+    run: slice | None
+    """The same, if they stand in a row: adding to a view is cheaper."""
     places: Tensor
     """[tokens]: where each stands among the N * M."""
     _input: Tensor | None = None
     _taken: Tensor | None = None
 
+    def add(self, made: Tensor, y: Tensor) -> None:
+        """Add each token's part of `made` [N, M, out] to y [1, T, out]."""
+        mine = made.flatten(0, 1).index_select(0, self.places)
+        if self.run is not None:
+            y[0, self.run].add_(mine)
+        else:
+            y[0].index_add_(0, self.tokens, mine)
+
     def gather(self, x: Tensor) -> Tensor:
         """Return [N, M, in] of x [1, T, in]; what was gathered last is kept, since several layers have one input."""
         if self._input is not x or self._taken is None:
-            self._input, self._taken = x, x[0][self.gathered]
+            self._input, self._taken = x, x[0].index_select(0, self.gathered).view(self.slots, self.rows, -1)
         return self._taken
 
 
@@ -177,8 +189,7 @@ class Assignment:
             decoding = self.decoding.get(rank)
             if decoding is not None:
                 hidden = torch.bmm(decoding.gather(x), stack.a[: decoding.slots])
-                made = torch.bmm(hidden, stack.b[: decoding.slots]).flatten(0, 1)
-                y[0].index_add_(0, decoding.tokens, made[decoding.places])
+                decoding.add(torch.bmm(hidden, stack.b[: decoding.slots]), y)
             for part in self.parts.get(rank, ()):
                 hidden = x[0, part.start : part.end] @ stack.a[part.slot]
                 y[0, part.start : part.end].addmm_(hidden, stack.b[part.slot])
@@ -267,13 +278,15 @@ def _decoding(slots: Sequence[int], tokens: Sequence[int], span: int, device: to
         places.append((slot, used[slot]))
         used[slot] += 1
     rows = max(SMALLEST_ROWS, *used)
-    gathered = torch.zeros(span, rows, dtype=torch.int64)
+    gathered = [0] * (span * rows)
     for (slot, row), token in zip(places, tokens, strict=True):
-        gathered[slot, row] = token
+        gathered[slot * rows + row] = token
     return _Decoding(
         slots=span,
-        gathered=gathered.to(device),
+        rows=rows,
+        gathered=torch.tensor(gathered, device=device),
         tokens=torch.tensor(tokens, device=device),
+        run=slice(tokens[0], tokens[-1] + 1) if tokens[-1] - tokens[0] == len(tokens) - 1 else None,
         places=torch.tensor([slot * rows + row for slot, row in places], device=device),
     )
 
