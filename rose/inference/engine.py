@@ -296,6 +296,8 @@ class TorchEngine:
         made = 0
         for number, row in enumerate(rows):
             work = of[row]
+            if work.resident is None:  # closed by what came of another of its rows
+                continue
             try:
                 made += work.take(row, logits[number], best[number])
             except Exception as error:  # as in _start
