@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+import hypothesis
 import pytest
 
 from rose.settings import Settings, load
@@ -25,6 +26,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["ROSE_CONFIG"] = "/nonexistent"  # a developer's rose.toml must not change a test
 # Whoever starts the tests in the background of a script leaves Ctrl-C ignored, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# How long an example takes says nothing on a busy machine.
+hypothesis.settings.register_profile(
+    "rose",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+)
+hypothesis.settings.load_profile("rose")
 
 
 @pytest.fixture(scope="session")

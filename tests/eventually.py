@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 POLL_SECONDS = 0.02
 
 
-async def eventually(condition: Callable[[], Value | Awaitable[Value]], seconds: float = 60.0) -> Value:
+async def eventually(condition: Callable[[], Value | Awaitable[Value]], seconds: float = 180.0) -> Value:
     """Return the first true value of `condition`, asked again and again.
 
     Raises: TimeoutError after `seconds`.

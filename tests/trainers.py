@@ -182,7 +182,7 @@ class House:
     async def events(self, job_id: str) -> list[Event]:
         return [found.event for found in await read_stream(self.pool, f"job/{job_id}")]
 
-    async def ended(self, job_id: str, seconds: float = 90.0) -> JobState:
+    async def ended(self, job_id: str, seconds: float = 300.0) -> JobState:
         """Wait until the job is terminal."""
 
         async def terminal() -> JobState | None:
@@ -191,7 +191,7 @@ class House:
 
         return await self.until(job_id, terminal, seconds)
 
-    async def at_step(self, job_id: str, step: int, seconds: float = 90.0) -> JobState:
+    async def at_step(self, job_id: str, step: int, seconds: float = 300.0) -> JobState:
         """Wait until the log holds the metrics of `step`."""
 
         async def reached() -> JobState | None:
@@ -201,7 +201,7 @@ class House:
 
         return await self.until(job_id, reached, seconds)
 
-    async def until(self, job_id: str, condition: Any, seconds: float = 90.0) -> JobState:
+    async def until(self, job_id: str, condition: Any, seconds: float = 300.0) -> JobState:
         """Wait for a condition; on a timeout say what the job did."""
         try:
             return await eventually(condition, seconds)

@@ -30,7 +30,7 @@ from tests.api.teams import House
 from tests.conftest import _execute, _with_database
 from tests.services import private_folder
 
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 
 
 @asynccontextmanager

@@ -30,7 +30,7 @@ BEHIND_THE_END = event_id(2**62, 0)
 """The id of an event that no log has: as of a database that was lost."""
 NO_POSITION = "ftevent_" + "v" * 16
 """Of the right form, and a number that Postgres cannot hold."""
-SECONDS = 30.0
+SECONDS = 120.0
 
 
 class Transcript:

@@ -20,7 +20,7 @@ from tests.api.running import Running
 
 __all__ = ["api", "api_settings", "seed_file", "shared_api"]
 
-SECONDS = 60
+SECONDS = 180
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from rose.inference.request import GenerationRequest, Target, parse_request
 from rose.language_models.load import load_model
 from rose.language_models.lora import attach
 
-SECONDS = 60.0
+SECONDS = 180.0
 """Longest wait for one piece; far above what a piece takes."""
 QUESTION = [{"role": "user", "content": "What does a rose need to bloom?"}]
 

@@ -21,7 +21,7 @@ from trainer.protocol import Alive, Drain, PhaseChanged, Report, Warned
 
 pytestmark = pytest.mark.anyio
 
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 120.0
 
 
 @asynccontextmanager

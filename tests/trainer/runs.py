@@ -36,7 +36,7 @@ from trainer.protocol import (
     StepDone,
 )
 
-SECONDS = 60.0
+SECONDS = 180.0
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["trainer.run"])
 _REPORTS: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)
@@ -180,6 +180,7 @@ class Job:
             device="cpu",
             threads=1,
             hub_offline=True,
+            abandon_seconds=SECONDS,  # nobody sends it a word here, and a busy machine may take long
         )
         return msgspec.structs.replace(spec, **changes)
 
