@@ -6,6 +6,7 @@ docs/operations.md, "A model is served otherwise than it was trained", says what
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from collections.abc import Sequence
 from statistics import fmean
@@ -30,7 +31,9 @@ class Bound(NamedTuple):
     mean: float
 
 
-BOUNDS = {"fp32": Bound(1e-2, 1e-3), "fp16": Bound(2e-2, 2e-3), "bf16": Bound(1.0, 5e-2)}
+STANDARD_ERRORS = 4
+"""The mean of few differences may be farther off: a difference deviates from the mean by about as much as that is."""
+BOUNDS = {"fp32": Bound(0.01, 0.001), "fp16": Bound(0.1, 0.005), "bf16": Bound(2.0, 0.1)}
 """By the coarsest numbers on either side, finest first."""
 
 
@@ -61,45 +64,50 @@ def compare(scored: ScoredRows, answer: ScoringAnswer, artifact_sha256: str) -> 
 
     Raises: ValueError when there are not as many numbers as tokens.
     """
-    bound = _bound(scored, answer)
-    served_as = _coarsest(answer.weights, answer.dtype)
-    pairs: list[tuple[float | None, float | None]] = []
-    for row, given in zip(scored.rows, answer.logprobs, strict=True):
-        if len(given) != len(row.ids) - 1:
-            raise ValueError(f"{len(given)} log-probabilities of {len(row.ids)} tokens")
-        pairs += zip(row.logprobs, (given[at - 1] for at in row.learned), strict=True)
-    known = [abs(ours - theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
-    lost = sum(theirs is None and ours is not None for ours, theirs in pairs)
-    largest = max(known) if known and not lost else None
-    mean = fmean(known) if known and not lost else None
-    reason = ""
+    pairs = _pairs(scored, answer)
+    differences = [math.inf if theirs is None else abs(ours - theirs) for ours, theirs in pairs]
+    bound = _bound(scored, answer, len(pairs))
+    largest, mean = max(differences, default=math.inf), fmean(differences or [math.inf])
     if answer.adapter != artifact_sha256:
-        reason = f"the engine answered with other weights ({answer.adapter or 'the base alone'})"
-    elif lost:
-        reason = f"the engine gave no number for {lost} of {len(pairs)} tokens"
-    elif largest is not None and mean is not None and (largest > bound.largest or mean > bound.mean):
-        reason = (
+        miss = f"the engine answered with other weights ({answer.adapter or 'the base alone'})"
+    elif differences and largest == math.inf:
+        miss = f"the engine gave no number for {differences.count(math.inf)} of {len(pairs)} tokens"
+    elif differences and (largest > bound.largest or mean > bound.mean):
+        miss = (
             f"the log-probabilities of {len(pairs)} tokens differ by up to {largest:.2g} (bound {bound.largest:g}), "
-            f"by {mean:.2g} on average (bound {bound.mean:g})"
+            f"by {mean:.2g} on average (bound {bound.mean:.2g})"
         )
+    else:
+        miss = ""
     return ServedAsTrained(
-        status="differs" if reason else "proven" if known else "not_proven",
-        reason=reason if known or reason else "the trainer's own numbers are none",
+        status="differs" if miss else "proven" if pairs else "not_proven",
+        reason=miss or ("" if pairs else "the trainer had no numbers of its own"),
         rows=len(scored.rows),
         tokens=len(pairs),
         held_out=scored.held_out,
-        largest_difference=largest,
-        mean_difference=mean,
+        largest_difference=largest if math.isfinite(largest) else None,
+        mean_difference=mean if math.isfinite(mean) else None,
         largest_allowed=bound.largest,
         mean_allowed=bound.mean,
         trained_as=scored.trained_as,
-        served_as=served_as,
+        served_as=_coarsest(answer.weights, answer.dtype),
     )
 
 
-def _bound(scored: ScoredRows, answer: ScoringAnswer) -> Bound:
+def _pairs(scored: ScoredRows, answer: ScoringAnswer) -> list[tuple[float, float | None]]:
+    """Return the trainer's number and the engine's for each learned token for which the trainer has one."""
+    pairs: list[tuple[float, float | None]] = []
+    for row, given in zip(scored.rows, answer.logprobs, strict=True):
+        if len(given) != len(row.ids) - 1:
+            raise ValueError(f"{len(given)} log-probabilities of {len(row.ids)} tokens")
+        pairs += [(ours, given[at - 1]) for at, ours in zip(row.learned, row.logprobs, strict=True) if ours is not None]
+    return pairs
+
+
+def _bound(scored: ScoredRows, answer: ScoringAnswer, tokens: int) -> Bound:
     coarsest = "bf16" if scored.routed else _coarsest(scored.trained_as, answer.weights, answer.dtype)
-    return BOUNDS[coarsest]
+    bound = BOUNDS[coarsest]
+    return Bound(bound.largest, bound.mean * (1 + STANDARD_ERRORS / math.sqrt(max(tokens, 1))))
 
 
 def _coarsest(*forms: str) -> str:

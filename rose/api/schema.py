@@ -324,7 +324,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     """ROSE: how far a job is."""
 
     phase: str
-    """wait, download, build, validate, load, train, evaluate, save or done."""
+    """wait, download, build, validate, load, train, evaluate, save, prove or done."""
     step: int
     total_steps: int | None
     """None until the file is validated."""
