@@ -134,7 +134,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     inference_port: int = 0
     """Port of an inference engine; 0 takes a free one."""
     inference_token: str | None = None
-    """Shared secret between API and engines; required when an engine does not listen on loopback."""
+    """Shared secret between API, trainers and engines; required when an engine does not listen on loopback."""
     inference_idle_seconds: float = 1800.0
     """Idle time after which an engine drops a base model."""
     engine_wait_seconds: float = 30.0

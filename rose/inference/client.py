@@ -244,7 +244,7 @@ def _tell_adapter(headers: httpx2.Headers, request: dict[str, Any], on_adapter: 
     Raises: RoseError when others than those asked for did.
     """
     used = headers.get(ADAPTER_HEADER)
-    adapter: dict[str, Any] | None = request["rose"]["adapter"]
+    adapter: dict[str, Any] | None = request["rose"].get("adapter")
     wanted = NO_ADAPTER if adapter is None else adapter["sha256"]
     if used is not None and used != wanted:
         logger.error("an engine answered with the weights %s instead of %s", used, wanted)
@@ -271,9 +271,9 @@ def _refusal(status: int, headers: httpx2.Headers, content: bytes) -> RoseError:
     code, param = facts.get("code"), facts.get("param")
     if status == NotAuthorised.status:
         return Unavailable(
-            "The inference engine refuses the API's token.",
+            "The inference engine refuses the token.",
             code="engine_token",
-            hint="ROSE_INFERENCE_TOKEN must be the same for the API and the engines.",
+            hint="ROSE_INFERENCE_TOKEN must be the same for the API, the trainers and the engines.",
         )
     if code == STOPPING:
         return EngineGone(message)
