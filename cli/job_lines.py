@@ -8,7 +8,7 @@ from cli.output import duration, moment
 
 if TYPE_CHECKING:
     from rose.api import schema
-    from rose.domain.job_values import BaseModel
+    from rose.domain.job_values import BaseModel, ServedAsTrained
 
 EXIT_BY_STATUS = {"succeeded": 0, "failed": 8, "cancelled": 9}
 BEFORE_TRAINING = {
@@ -45,6 +45,7 @@ def job_lines(job: schema.Job) -> list[str]:
         ("created", moment(job.created_at)),
         ("finished", moment(job.finished_at)),
         ("tokens", job.trained_tokens),
+        ("served", served_text(job.served_as_trained) if job.served_as_trained else ""),
         ("result file", ", ".join(job.result_files)),
         ("code", job.code_version),
     ]
@@ -73,6 +74,20 @@ def progress_text(job: schema.Job) -> str:
 
         text += f", {duration(job.estimated_finish - time.time())} left"
     return text
+
+
+def served_text(found: ServedAsTrained) -> str:
+    """Return what is known of the served model's numbers beside the trainer's."""
+    if found.status == "not_proven":
+        return f"not proven to be as trained: {found.reason}"
+    if found.status == "differs":
+        return f"not as trained: {found.reason}"
+    rows = "held-out rows" if found.held_out else "trained rows"
+    return (
+        f"as trained: largest difference {found.largest_difference:.2g} (bound {found.largest_allowed:g}), mean "
+        f"{found.mean_difference:.2g}, over {found.tokens} tokens of {found.rows} {rows}; trained in "
+        f"{found.trained_as}, served in {found.served_as}"
+    )
 
 
 def _settings(job: schema.Job) -> list[str]:

@@ -135,11 +135,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     inference_port: int = 0
     """Port of an inference engine; 0 takes a free one."""
     inference_token: str | None = None
-    """Shared secret between API and engines; required when an engine does not listen on loopback."""
+    """Shared secret between API, trainers and engines; required when an engine does not listen on loopback."""
     inference_idle_seconds: float = 1800.0
     """Idle time after which an engine drops a base model."""
     engine_wait_seconds: float = 30.0
     """How long a chat waits for an inference engine that starts again, before it gets 503; 0: not at all."""
+    proof_seconds: float = 120.0
+    """How long a job whose model is made waits for an engine to give the trainer's numbers; 0: it is not asked."""
     inference_threads: int | None = None
     """Threads of the inference engine; default: cores minus one."""
     inference_weights: str = "auto"
@@ -244,6 +246,7 @@ def _check(settings: Settings) -> None:
             f"({settings.lease_seconds:g}), so that a run ends before another trainer may take its job",
         ),
         ("engine_wait_seconds", settings.engine_wait_seconds >= 0, "it must be 0 or above"),
+        ("proof_seconds", settings.proof_seconds >= 0, "it must be 0 or above"),
         (
             "idempotency_seconds",
             settings.idempotency_seconds >= SHORTEST_MEMORY_SECONDS,

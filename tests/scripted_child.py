@@ -7,11 +7,13 @@ import sys
 import threading
 from pathlib import Path
 
+import msgspec
+
 from rose.blobs import Blobs
 from rose.domain.artifacts import Artifact
 from tests.unit import samples
 from trainer.child import Channel, open_channel, read_spec
-from trainer.protocol import Failed, Finished, PhaseChanged, RunSpec, StepDone
+from trainer.protocol import Failed, Finished, PhaseChanged, RunSpec, ScoredRow, ScoredRows, StepDone
 
 STEADY_STEPS = 600
 LONG_STEPS = 1500
@@ -28,6 +30,12 @@ def model(spec: RunSpec) -> Artifact:
 
 def finished(artifact: Artifact) -> Finished:
     return Finished(artifact=artifact, kind="adapter", step=3, steps_run=3, trained_tokens=30)
+
+
+def comparable(artifact: Artifact) -> Finished:
+    """Report two learned tokens with their numbers, too."""
+    row = ScoredRow(ids=[5, 6, 7], learned=[1, 2], logprobs=[-0.5, -1.0])
+    return msgspec.structs.replace(finished(artifact), scored=ScoredRows(rows=[row], held_out=False, trained_as="fp32"))
 
 
 def step_steadily(spec: RunSpec, channel: Channel, steps: int) -> int:
@@ -66,6 +74,8 @@ def play(script: str, spec: RunSpec, channel: Channel) -> int:
         case "diverges":
             channel.report(Failed(code="training_diverged", message="The loss is not a number.", param="learning_rate"))
             return 1
+        case "finishes":
+            channel.report(comparable(model(spec)))
         case "never exits":
             channel.report(finished(model(spec)))
             os.close(int(os.environ["ROSE_REPORT_FD"]))

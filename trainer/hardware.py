@@ -49,8 +49,16 @@ class Hardware:
 
     def autocast(self, *, trains_weights: bool) -> torch.autocast:
         """Return the context of a forward pass: bf16 arithmetic on fp32 weights when CUDA trains all of them."""
-        enabled = trains_weights and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocasts(trains_weights))
+
+    def _autocasts(self, trains_weights: bool) -> bool:
+        return trains_weights and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+    def precision(self, weights: torch.dtype, *, trains_weights: bool) -> str:
+        """Return the coarsest numbers of a forward pass: fp32, fp16 or bf16."""
+        if self._autocasts(trains_weights):
+            return "bf16"
+        return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(weights, "fp32")
 
     def peak_memory_bytes(self) -> int:
         """Return the peak memory of the device, on a CPU that of the process."""

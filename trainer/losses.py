@@ -87,6 +87,19 @@ def label_cross_entropy(
         )
 
 
+def label_logprobs(rows: torch.Tensor, head: torch.nn.Module, targets: torch.Tensor) -> torch.Tensor:
+    """Return the log-probabilities [R] fp32 of targets [R], by the same arithmetic as `label_cross_entropy`."""
+    weight: Any = head.weight
+    chunk = max(1, CHUNK_NUMBERS // weight.shape[0])
+    parts = zip(rows.split(chunk), targets.split(chunk), strict=True)
+    return torch.cat([logits_logprobs(head(states.to(weight.dtype)), wanted) for states, wanted in parts])
+
+
+def logits_logprobs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the log-probabilities [R] fp32 of targets [R] from logits [R, V]."""
+    return -torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
 def logits_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -187,6 +187,14 @@ class Optimization:
         loss_sum, correct_sum = totals.tolist()
         return Evaluation(loss_sum / denominator, correct_sum / denominator)
 
+    def logprobs(self, document: Document) -> list[float]:
+        """Return the log-probability (nats) of each learned token of one document, in order, as the model is now."""
+        model = self.trained.model
+        model.eval()
+        with torch.no_grad(), self.hardware.autocast(trains_weights=self.trained.trains_weights):
+            batch = self.method.assemble([document], self.hardware.device)
+            return self.method.logprobs(model, batch, self.forward).tolist()
+
     def _has_no_doubles(self) -> bool:
         return self.hardware.device.type == "mps"
 

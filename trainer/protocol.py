@@ -123,6 +123,28 @@ class Drained(msgspec.Struct, frozen=True, kw_only=True, tag="drained"):
     step: int
 
 
+class ScoredRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of the job's data, and how likely the finished model finds those of them that it learns."""
+
+    ids: list[int]
+    learned: list[int]
+    """Places of the learned tokens in `ids`, ascending, from 1 on."""
+    logprobs: list[float | None]
+    """Of each learned token, given all before it, in nats; null where it is no number."""
+
+
+class ScoredRows(msgspec.Struct, frozen=True, kw_only=True):
+    """What the trainer's numbers are for some rows, by which the served model is judged."""
+
+    rows: list[ScoredRow]
+    held_out: bool
+    """Whether they are of the validation data."""
+    trained_as: str
+    """Coarsest numbers of the trainer's arithmetic: fp32, fp16 or bf16."""
+    routed: bool = False
+    """Whether the model chooses experts, where the least rounding can choose another one."""
+
+
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     """The run is complete; `artifact` is the final model."""
 
@@ -134,6 +156,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     steps_run: int
     trained_tokens: int
     stopped_early: bool = False
+    scored: ScoredRows | None = None
+    """Last, so that a complaint about a broken report, which quotes its beginning, never quotes data."""
 
 
 class ValidationPassed(msgspec.Struct, frozen=True, kw_only=True, tag="valid"):

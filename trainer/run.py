@@ -34,6 +34,7 @@ from trainer.hardware import Hardware
 from trainer.held_out import split
 from trainer.methods import METHODS
 from trainer.optimization import Evaluation, Interrupted, Optimization, blind_loss
+from trainer.proof import sample
 from trainer.protocol import (
     EXIT_DRAINED,
     CheckpointMade,
@@ -43,6 +44,8 @@ from trainer.protocol import (
     RecoveryPointMade,
     Resumed,
     RunSpec,
+    ScoredRow,
+    ScoredRows,
     StepDone,
     Warned,
 )
@@ -54,6 +57,9 @@ log = logging.getLogger(__name__)
 
 ALIVE_SECONDS = 20.0
 """Time between signs of life within a phase, well below the watchdog's shortest patience."""
+
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""How configurations of transformers call the number of experts."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -373,7 +379,32 @@ class Run:
                 steps_run=state.step,
                 trained_tokens=state.trained_tokens,
                 stopped_early=state.step < self.schedule.total_steps,
+                scored=self.score(),
             )
+        )
+
+    def score(self) -> ScoredRows:
+        """Say how likely the finished model finds the learned tokens of some held-out rows, else of trained ones."""
+        held_out = self.validation
+        trained = [document for example in self.training for document in example.documents]
+        rows: list[ScoredRow] = []
+        for document in sample(held_out or trained, self.hyperparameters.seed):
+            self.alive()
+            found = self.optimization.logprobs(document)
+            rows.append(
+                ScoredRow(
+                    ids=document.ids.tolist(),
+                    learned=[at for at, weight in enumerate(document.weights) if at and weight],
+                    logprobs=[number if math.isfinite(number) else None for number in found],
+                )
+            )
+        dtype = next(self.trained.model.parameters()).dtype
+        precision = self.hardware.precision(dtype, trains_weights=self.trained.trains_weights)
+        return ScoredRows(
+            rows=rows,
+            held_out=bool(held_out),
+            trained_as=precision,
+            routed=any(hasattr(self.trained.model.config.get_text_config(), name) for name in EXPERT_COUNTS),
         )
 
     def save_model(self, relative: str) -> Artifact:

@@ -15,13 +15,15 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from rose import leases
 from rose.blobs import BlobMismatch, Blobs, no_space_as_error
 from rose.bus import Wake
 from rose.domain.files import AddFile
-from rose.domain.job_commands import Fail, FinishValidation, ReleaseRun, Succeed
-from rose.domain.job_values import JobError, ReleaseReason, Warning
+from rose.domain.job_commands import ChangePhase, Fail, FinishValidation, ReleaseRun, Succeed
+from rose.domain.job_values import JobError, ReleaseReason, ServedAsTrained, Warning
 from rose.errors import InvalidState, NoSpace, StaleEpoch, Unavailable
 from rose.ids import new_id
+from rose.inference.request import Target
 from rose.log.pool import Pool
 from rose.settings import Settings
 from trainer import child_process
@@ -30,6 +32,7 @@ from trainer.integrations.wandb_mirror import mirrored
 from trainer.journal import Journal, clean
 from trainer.ownership import OwnedJob
 from trainer.protocol import Alive, Drain, Drained, Failed, Finished, PhaseChanged, Report, StepDone, ValidationPassed
+from trainer.proving import not_proven, prove
 from trainer.results import write_result_file
 from trainer.specifications import TRAINING_MODULE, VALIDATION_MODULE, training_spec, validation_spec
 from trainer.watchdog import Stall, Watchdog
@@ -298,6 +301,15 @@ class Supervision:
         if finished.artifact.path.split("/")[:3] != ["jobs", self._owned.lease.job_id, f"e{self._owned.lease.epoch}"]:
             raise BlobMismatch(f"The model {finished.artifact.path} is not from this run.")
         await anyio.to_thread.run_sync(self._blobs.verify, finished.artifact)
+        found = await self._compare(finished)
+        if found is None:
+            await self._release(self._leave_reason, "before the served model was compared with the trained one")
+        elif found.status == "differs":
+            await self._fail_as_served(found)
+        else:
+            await self._register(finished, found)
+
+    async def _register(self, finished: Finished, found: ServedAsTrained) -> None:
         job_id, file_id, now = self._owned.lease.job_id, new_id("file_"), int(time.time())
         artifact = await self._owned.insist(
             lambda: write_result_file(self._pool, self._blobs, job_id, file_id, self._settings.result_file_encoding)
@@ -311,6 +323,7 @@ class Supervision:
             trained_tokens=finished.trained_tokens,
             result_file=file_id,
             stopped_early=finished.stopped_early,
+            served_as_trained=found,
         )
         file = AddFile(
             project=self._owned.state.project,
@@ -322,6 +335,50 @@ class Supervision:
             job_id=job_id,
         )
         await self._owned.succeed(command, file)
+
+    async def _compare(self, finished: Finished) -> ServedAsTrained | None:
+        """Return whether the published model is served as it was trained; None when the run has to leave before.
+
+        Raises: StaleEpoch.
+        """
+        state, epoch = self._owned.state, self._owned.lease.epoch
+        assert state.base is not None
+        if not await self._owned.insist(lambda: leases.workers(self._pool, "inference")):
+            return not_proven("no inference engine is connected")
+        await self._owned.append(ChangePhase(epoch=epoch, phase="prove"), "prove")
+        target = Target(
+            model=state.model_name,
+            base=state.base,
+            adapter=finished.artifact,
+            kind="full" if finished.kind == "full" else "adapter",
+            project=state.project,
+        )
+        found: ServedAsTrained | None = None
+        async with anyio.create_task_group() as tasks:
+
+            async def leave() -> None:
+                await self._leave.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(leave)
+            settings = self._settings
+            found = await prove(
+                finished.scored, target, self._pool, token=settings.inference_token, seconds=settings.proof_seconds
+            )
+            tasks.cancel_scope.cancel()
+        if found is not None:
+            log.info("%s, served as trained: %s", self._owned.name, found)
+        return found
+
+    async def _fail_as_served(self, found: ServedAsTrained) -> None:
+        """End the job for good: what was trained is not what would answer. Raises: StaleEpoch."""
+        error = JobError(
+            code="served_differs",
+            message=clean(f"The published model does not answer as it was trained: {found.reason}."),
+            log=str(self.log_path),
+        )
+        command = Fail(epoch=self._owned.lease.epoch, at=int(time.time()), error=error, served_as_trained=found)
+        await self._owned.append(command, "end")
 
     async def _finish_validation(self, passed: ValidationPassed) -> None:
         command = FinishValidation(

@@ -43,6 +43,7 @@ EXPOSED_HEADERS = [
     *("x-request-id", "openai-processing-ms", "openai-version"),
     *("retry-after", "retry-after-ms", "x-should-retry"),
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+    "x-rose-adapter",
     *("etag", "accept-ranges", "content-range", "content-disposition"),
 ]
 

@@ -6,7 +6,7 @@ The engine speaks OpenAI's protocol, so answers pass through as they come; nothi
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import anyio
@@ -27,7 +27,7 @@ from rose.domain.job_values import BaseModel
 from rose.errors import NotFound, RoseError
 from rose.inference.client import says_something
 from rose.inference.request import ChatRequest, EngineRequest, Target, checked
-from rose.inference.wire import Counted
+from rose.inference.wire import ADAPTER_HEADER, Counted
 
 Value = TypeVar("Value")
 
@@ -50,19 +50,28 @@ async def create_chat_completion(
     target = target_of(named)
     asking = {**msgspec.to_builtins(body), "rose": msgspec.to_builtins(target)}
     checked(msgspec.convert(asking, EngineRequest))
+    headers: dict[str, str] = {}
+
+    def note(adapter: str | None) -> None:
+        headers.clear()  # what another engine said that went away
+        if adapter is not None:
+            headers[ADAPTER_HEADER] = adapter
+
     if not body.stream:
-        asked = ask_engine(services, target.base.fingerprint, lambda url: services.engines.complete(url, asking))
+        asked = ask_engine(services, target.base.fingerprint, lambda url: services.engines.complete(url, asking, note))
         answer = await unless_client_leaves(request, asked)
         if answer is not None:
             account.count_answer(answer)
-        return Response(answer, status_code=200 if answer is not None else CLIENT_LEFT)
+        return Response(answer, status_code=200 if answer is not None else CLIENT_LEFT, headers=headers)
     # Before the answer begins, so that a refusal is a status and not a broken stream.
-    begun = ask_engine(services, target.base.fingerprint, lambda url: _begun(services, url, asking, account))
+    begun = ask_engine(services, target.base.fingerprint, lambda url: _begun(services, url, asking, account, note))
     frames = await unless_client_leaves(request, begun)
     if frames is None:
         return Response(None, status_code=CLIENT_LEFT)
     return Stream(
-        frames, media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
+        frames,
+        media_type="text/event-stream",
+        headers={"cache-control": "no-cache", "x-accel-buffering": "no", **headers},
     )
 
 
@@ -76,15 +85,17 @@ async def refuse_other_kinds(request: AnyRequest) -> None:
     )
 
 
-async def _begun(services: Services, url: str, asking: dict[str, Any], account: Account) -> AsyncGenerator[bytes, None]:
+async def _begun(
+    services: Services, url: str, asking: dict[str, Any], account: Account, on_adapter: Callable[[str | None], object]
+) -> AsyncGenerator[bytes, None]:
     """Return the frames of an answer once its first token is there. Raises: as EngineClient.stream."""
-    frames = _passed_on(services, url, asking, account)
+    frames = _passed_on(services, url, asking, account, on_adapter)
     await anext(frames)
     return frames
 
 
 async def _passed_on(
-    services: Services, url: str, asking: dict[str, Any], account: Account
+    services: Services, url: str, asking: dict[str, Any], account: Account, on_adapter: Callable[[str | None], object]
 ) -> AsyncGenerator[bytes, None]:
     """Yield nothing once the engine has made its first token, then its data lines as frames.
 
@@ -96,7 +107,7 @@ async def _passed_on(
         nonlocal counted
         counted = news
 
-    async with services.engines.stream(url, asking, note) as lines:
+    async with services.engines.stream(url, asking, note, on_adapter) as lines:
         head: list[str] = []  # what comes before the first token may come again from another engine
         async for line in lines:
             head.append(line)

@@ -15,7 +15,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from rose.decoding import json_schema
 from rose.domain.artifacts import Artifact
-from rose.domain.job_values import BaseModel, JobError, Warning
+from rose.domain.job_values import BaseModel, JobError, ServedAsTrained, Warning
 from rose.domain.keys import Kind, Scope
 from rose.domain.uploads import MAX_PARTS, Status
 from rose.domain.webhooks import EVENT_TYPES
@@ -324,7 +324,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     """ROSE: how far a job is."""
 
     phase: str
-    """wait, download, build, validate, load, train, evaluate, save or done."""
+    """wait, download, build, validate, load, train, evaluate, save, prove or done."""
     step: int
     total_steps: int | None
     """None until the file is validated."""
@@ -366,6 +366,8 @@ class Job(Struct, frozen=True, kw_only=True):
     progress: Progress
     warnings: list[Warning]
     stopped_early: bool
+    served_as_trained: ServedAsTrained | None
+    """ROSE: whether an engine gave the trainer's numbers for the finished model; null until the job comes there."""
     training_data: Artifact | None
     """ROSE: path, size and hash of the training content that this job uses."""
     code_version: str

@@ -105,6 +105,7 @@ def job(state: JobState, *, now: float, waiting_for: str | None = None) -> schem
         progress=_progress(state),
         warnings=list(state.warnings),
         stopped_early=state.stopped_early,
+        served_as_trained=state.served_as_trained,
         training_data=state.training_file.artifact if state.training_file else None,
         code_version=state.code_version,
     )

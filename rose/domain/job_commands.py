@@ -7,7 +7,7 @@ import msgspec
 from rose.domain.artifacts import Artifact
 from rose.domain.hyperparameters import Hyperparameters
 from rose.domain.job_order import JobOrder
-from rose.domain.job_values import BaseModel, JobError, ReleaseReason, StepMetrics, Warning
+from rose.domain.job_values import BaseModel, JobError, ReleaseReason, ServedAsTrained, StepMetrics, Warning
 
 
 class CreateJob(JobOrder, frozen=True, kw_only=True):
@@ -125,6 +125,7 @@ class Succeed(msgspec.Struct, frozen=True, kw_only=True):
     trained_tokens: int
     result_file: str
     stopped_early: bool = False
+    served_as_trained: ServedAsTrained | None = None
 
 
 class Fail(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +134,7 @@ class Fail(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     at: int
     error: JobError
+    served_as_trained: ServedAsTrained | None = None
 
 
 class PauseJob(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from rose.domain.job_values import (
     QueueReason,
     ReleaseReason,
     RunKind,
+    ServedAsTrained,
     StepMetrics,
     Warning,
 )
@@ -157,6 +158,7 @@ class JobSucceeded(msgspec.Struct, frozen=True, kw_only=True):
     trained_tokens: int
     result_file: str
     stopped_early: bool = False
+    served_as_trained: ServedAsTrained | None = None
 
 
 class JobFailed(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,6 +166,8 @@ class JobFailed(msgspec.Struct, frozen=True, kw_only=True):
 
     at: int
     error: JobError
+    served_as_trained: ServedAsTrained | None = None
+    """What was found, when that is why the job failed."""
 
 
 Event = (

@@ -123,6 +123,32 @@ class JobError(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...] = ()
 
 
+class ServedAsTrained(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the model, as an inference engine serves it, gives the numbers that the trainer had for the same tokens.
+
+    Differences are those of the log-probabilities (nats) of learned tokens, without their signs.
+    """
+
+    status: Literal["proven", "not_proven", "differs"]
+    reason: str = ""
+    """Why it is not proven, in words."""
+    rows: int = 0
+    """Rows that were compared."""
+    tokens: int = 0
+    """Learned tokens that were compared."""
+    held_out: bool = False
+    """Whether the rows are of the validation data; else they were trained on."""
+    largest_difference: float | None = None
+    """None when nothing was compared, or when the engine gave something that is no number."""
+    mean_difference: float | None = None
+    largest_allowed: float | None = None
+    mean_allowed: float | None = None
+    trained_as: str = ""
+    """Coarsest numbers of the trainer's arithmetic: fp32, fp16 or bf16."""
+    served_as: str = ""
+    """Coarsest numbers of the engine's weights and arithmetic."""
+
+
 class Warning(msgspec.Struct, frozen=True, kw_only=True):
     """Something a person should know."""
 

@@ -68,6 +68,7 @@ from rose.domain.job_values import (
     RecoveryPoint,
     ReleaseReason,
     RunKind,
+    ServedAsTrained,
     Status,
     StepMetrics,
     Warning,
@@ -124,6 +125,8 @@ class JobState(JobOrder, frozen=True, kw_only=True):
     result_file: str | None = None
     trained_tokens: int | None = None
     stopped_early: bool = False
+    served_as_trained: ServedAsTrained | None = None
+    """What the comparison at the end found; None of a job that has not come there."""
 
     @property
     def is_terminal(self) -> bool:
@@ -226,10 +229,11 @@ def _decide_for_run(command: RunCommand, state: JobState, run: Run) -> tuple[Eve
                     trained_tokens=command.trained_tokens,
                     result_file=command.result_file,
                     stopped_early=command.stopped_early,
+                    served_as_trained=command.served_as_trained,
                 ),
             )
         case Fail():
-            return (JobFailed(at=command.at, error=command.error),)
+            return (JobFailed(at=command.at, error=command.error, served_as_trained=command.served_as_trained),)
         case _:
             assert_never(command)
 
@@ -417,9 +421,17 @@ def evolve(state: JobState, event: Event) -> JobState:
                 trained_tokens=event.trained_tokens,
                 result_file=event.result_file,
                 stopped_early=event.stopped_early,
+                served_as_trained=event.served_as_trained,
             )
         case JobFailed():
-            return change(state, status="failed", finished_at=event.at, run=None, error=event.error)
+            return change(
+                state,
+                status="failed",
+                finished_at=event.at,
+                run=None,
+                error=event.error,
+                served_as_trained=event.served_as_trained,
+            )
         case _:
             assert_never(event)
 

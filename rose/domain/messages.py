@@ -11,7 +11,7 @@ from typing import Any, Literal, assert_never
 import msgspec
 
 from rose.domain import job_events as events
-from rose.domain.job_values import StepMetrics
+from rose.domain.job_values import ServedAsTrained, StepMetrics
 from rose.errors import InvalidRequest
 
 PREFIX = "ftevent_"
@@ -126,6 +126,7 @@ def _texts(event: events.Event) -> list[_Line]:
             return [_info("The job was cancelled")]
         case events.JobSucceeded():
             return [
+                *_served_as_trained(event.served_as_trained),
                 _info(f"New fine-tuned model created: {event.model_name}", fine_tuned_model=event.model_name),
                 _info("The job has successfully completed"),
             ]
@@ -154,6 +155,19 @@ def _released(event: events.RunReleased) -> list[_Line]:
         "no_space": DISK_FULL,
     }
     return [_warn(f"{texts[event.reason]}: {event.detail}" if event.detail else texts[event.reason], event.reason)]
+
+
+def _served_as_trained(found: ServedAsTrained | None) -> list[_Line]:
+    if found is None:
+        return []
+    data = msgspec.to_builtins(found)
+    if found.status != "proven":
+        return [("info", f"Not proven to be served as it was trained: {found.reason}", "message", data)]
+    text = (
+        f"The served model gives the trainer's numbers: largest difference {found.largest_difference:.2g} over "
+        f"{found.tokens} tokens (bound {found.largest_allowed:g})"
+    )
+    return [("info", text, "message", data)]
 
 
 def _info(text: str, **data: Any) -> _Line:

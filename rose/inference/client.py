@@ -17,8 +17,8 @@ import httpx2
 import msgspec
 
 from rose.errors import RETRY_SECONDS, NotAuthorised, RoseError, Unavailable, error_of
-from rose.inference.generation import STOPPING, EngineBusy
-from rose.inference.wire import COUNTED, Counted
+from rose.inference.generation import STOPPING, EngineBusy, ScoringAnswer, ScoringRequest
+from rose.inference.wire import ADAPTER_HEADER, COUNTED, NO_ADAPTER, Counted
 from rose.leases import LIVE_SECONDS, Worker
 
 logger = logging.getLogger(__name__)
@@ -126,34 +126,53 @@ class EngineClient:
 
         return min(engines, key=burden)[0]
 
-    async def complete(self, url: str, request: dict[str, Any]) -> dict[str, Any]:
+    async def complete(
+        self, url: str, request: dict[str, Any], on_adapter: Callable[[str | None], object] = lambda _: None
+    ) -> dict[str, Any]:
         """Return the whole answer to a chat request (with its field `rose`) from the engine at `url`.
 
+        `on_adapter` is told the weights that wrote it (ADAPTER_HEADER); None by an engine that does not say.
+
         Raises: what the engine refuses with, as its kind of RoseError; EngineGone when it is not there or goes away;
-        Unavailable when it is silent.
+        Unavailable when it is silent; RoseError (engine_error) when other weights answered than those asked for.
         """
-        return await self._post(url, _address(url), request)
+        response = await self._post(url, _address(url), msgspec.json.encode(request))
+        _tell_adapter(response.headers, request, on_adapter)
+        answer: dict[str, Any] = _decoded(response.content)
+        return answer
 
     async def preview(self, url: str, request: dict[str, Any]) -> dict[str, Any]:
         """Return how the engine at `url` renders lines of data (preview.PreviewRequest). Raises: as `complete`."""
-        return await self._post(url, url.rstrip("/") + "/preview", request)
+        return _decoded((await self._post(url, url.rstrip("/") + "/preview", msgspec.json.encode(request))).content)
 
-    async def _post(self, url: str, address: str, request: dict[str, Any]) -> dict[str, Any]:
+    async def score(self, url: str, request: ScoringRequest) -> ScoringAnswer:
+        """Return what the engine at `url` makes of given tokens, by whatever weights it says. Raises: as `complete`."""
+        response = await self._post(url, url.rstrip("/") + "/score", msgspec.json.encode(request))
+        try:
+            return msgspec.json.decode(response.content, type=ScoringAnswer)
+        except msgspec.DecodeError as error:
+            raise RoseError(f"The inference engine's answer is not usable: {error}.", code="engine_error") from error
+
+    async def _post(self, url: str, address: str, content: bytes) -> httpx2.Response:
         with self._call(url):
-            response = await self._client.post(address, content=msgspec.json.encode(request), headers=_JSON)
+            response = await self._client.post(address, content=content, headers=_JSON)
             if response.status_code != 200:
                 raise _refusal(response.status_code, response.headers, response.content)
-            answer: dict[str, Any] = _decoded(response.content)
             self._gone_at.pop(url, None)
-            return answer
+            return response
 
     @asynccontextmanager
     async def stream(
-        self, url: str, request: dict[str, Any], on_counted: Callable[[Counted], object] = lambda _: None
+        self,
+        url: str,
+        request: dict[str, Any],
+        on_counted: Callable[[Counted], object] = lambda _: None,
+        on_adapter: Callable[[str | None], object] = lambda _: None,
     ) -> AsyncGenerator[AsyncIterator[str]]:
         """Give the `data:` lines of a streamed answer (their JSON, then `[DONE]`) as the engine sends them.
 
-        `on_counted` is told the prompt's tokens before the first line, and all before the last one.
+        `on_counted` is told the prompt's tokens before the first line, and all before the last one; `on_adapter` as by
+        `complete`, before the first line.
 
         Raises: as `complete`, before the first line; within the lines EngineGone when the connection breaks.
         """
@@ -163,6 +182,7 @@ class EngineClient:
                 if response.status_code != 200:
                     raise _refusal(response.status_code, response.headers, await response.aread())
                 self._gone_at.pop(url, None)
+                _tell_adapter(response.headers, request, on_adapter)
                 yield self._data_lines(url, response, on_counted)
 
     @contextmanager
@@ -218,6 +238,20 @@ def _address(url: str) -> str:
     return url.rstrip("/") + "/v1/chat/completions"
 
 
+def _tell_adapter(headers: httpx2.Headers, request: dict[str, Any], on_adapter: Callable[[str | None], object]) -> None:
+    """Tell which weights answered; None of an engine that is not ours.
+
+    Raises: RoseError when others than those asked for did.
+    """
+    used = headers.get(ADAPTER_HEADER)
+    adapter: dict[str, Any] | None = request["rose"].get("adapter")
+    wanted = NO_ADAPTER if adapter is None else adapter["sha256"]
+    if used is not None and used != wanted:
+        logger.error("an engine answered with the weights %s instead of %s", used, wanted)
+        raise RoseError("The inference engine answered with other weights than the model's.", code="engine_error")
+    on_adapter(used)
+
+
 def _decoded(content: bytes) -> Any:
     try:
         return msgspec.json.decode(content)
@@ -237,9 +271,9 @@ def _refusal(status: int, headers: httpx2.Headers, content: bytes) -> RoseError:
     code, param = facts.get("code"), facts.get("param")
     if status == NotAuthorised.status:
         return Unavailable(
-            "The inference engine refuses the API's token.",
+            "The inference engine refuses the token.",
             code="engine_token",
-            hint="ROSE_INFERENCE_TOKEN must be the same for the API and the engines.",
+            hint="ROSE_INFERENCE_TOKEN must be the same for the API, the trainers and the engines.",
         )
     if code == STOPPING:
         return EngineGone(message)

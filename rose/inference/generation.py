@@ -104,6 +104,19 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True):
     """For each row the log-probability (nats) of its tokens after the first, each given those before it."""
 
 
+class ScoringAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """How an engine answers a ScoringRequest over HTTP."""
+
+    logprobs: list[list[float | None]]
+    """As in Scored; null where the model's numbers are none (infinite, or not a number)."""
+    adapter: str | None
+    """SHA-256 of the weights that were used: the adapter's, or the full model's; null for a base alone."""
+    weights: str
+    """Form of the linear layers' weights: fp32, fp16 or bf16."""
+    dtype: str
+    """The model's dtype, which its arithmetic has."""
+
+
 Piece = Accepted | Text | Finished | Done | Failed
 
 

@@ -30,11 +30,22 @@ from rose.errors import InvalidRequest, MethodNotSupported, NotAuthorised, NotFo
 from rose.http_server import KEEP_ALIVE_SECONDS, Server
 from rose.ids import new_id
 from rose.inference.engine import TorchEngine
-from rose.inference.generation import Done, Engine, Failed, Finished, Piece, Text
+from rose.inference.generation import (
+    Done,
+    Engine,
+    EngineStatus,
+    Failed,
+    Finished,
+    Piece,
+    Scored,
+    ScoringAnswer,
+    ScoringRequest,
+    Text,
+)
 from rose.inference.loading import Loader
 from rose.inference.preview import Previews
-from rose.inference.request import GenerationRequest, parse_request
-from rose.inference.wire import Answer, Chunks, Header, error_body
+from rose.inference.request import GenerationRequest, Target, parse_request
+from rose.inference.wire import ADAPTER_HEADER, NO_ADAPTER, Answer, Chunks, Header, error_body
 from rose.log.pool import Pool, open_pool
 from rose.settings import Settings, is_inside
 
@@ -173,7 +184,7 @@ async def http_server(
 
 
 class EngineApp:
-    """The ASGI application: POST /v1/chat/completions, POST /preview and GET /health."""
+    """The ASGI application: POST /v1/chat/completions, POST /score, POST /preview and GET /health."""
 
     def __init__(self, engine: Engine, token: str | None = None, previews: Previews | None = None) -> None:
         self._engine = engine
@@ -189,7 +200,9 @@ class EngineApp:
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._check_token(scope)
-        allowed = {"/v1/chat/completions": "POST", "/preview": "POST", "/health": "GET"}.get(scope["path"])
+        allowed = {"/v1/chat/completions": "POST", "/score": "POST", "/preview": "POST", "/health": "GET"}.get(
+            scope["path"]
+        )
         if allowed is None:
             raise NotFound(f"The inference engine has no address {scope['path']}.", code="unknown_url")
         if scope["method"] != allowed:
@@ -202,6 +215,9 @@ class EngineApp:
             return
         if scope["path"] == "/preview" and self._previews is not None:
             await _send_json(send, 200, await anyio.to_thread.run_sync(self._previews.preview, body))
+            return
+        if scope["path"] == "/score":
+            await self._score(_scoring_request(body), receive, send)
             return
         await self._answer(parse_request(body), receive, send)
 
@@ -234,6 +250,33 @@ class EngineApp:
                     tasks.cancel_scope.cancel()
             finally:
                 cancel()
+
+    async def _score(self, request: ScoringRequest, receive: Receive, send: Send) -> None:
+        """Answer how likely given tokens are; a closed connection cancels the request."""
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Scored | Failed] = loop.create_future()
+
+        def put(found: Scored | Failed) -> None:
+            if not answered.done():  # nobody waits any more
+                answered.set_result(found)
+
+        def sink(found: Scored | Failed) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+                loop.call_soon_threadsafe(put, found)
+
+        cancel = self._engine.score(request, sink)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_watch_disconnect, receive, tasks.cancel_scope)
+                found = await answered
+                if isinstance(found, Failed):
+                    await _send_error(send, found.error)
+                else:
+                    answer = _scoring_answer(request.target, found, self._engine.status())
+                    await _send_json(send, 200, answer, _adapter_header(request.target))
+                tasks.cancel_scope.cancel()
+        finally:
+            cancel()
 
 
 async def _read_body(receive: Receive) -> bytes | None:
@@ -278,7 +321,7 @@ async def _complete(request: GenerationRequest, pieces: ObjectReceiveStream[Piec
                 await _send_error(send, error)
                 return
             case Done() as done:
-                await _send_json(send, 200, answer.body(done))
+                await _send_json(send, 200, answer.body(done), _adapter_header(request.target))
                 return
             case _:
                 pass
@@ -296,7 +339,11 @@ async def _stream(request: GenerationRequest, pieces: ObjectReceiveStream[Piece]
         logprobs=request.top_logprobs is not None,
         functions=request.functions,
     )
-    headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+    headers = [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        *_adapter_header(request.target),
+    ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     while True:
         frames = chunks.frames(piece)
@@ -315,6 +362,41 @@ def _header(request: GenerationRequest) -> Header:
         created=int(time.time()),
         model=target.model,
         fingerprint=f"fp_{weights[:10]}" if weights else None,
+    )
+
+
+def _adapter_header(target: Target) -> list[tuple[bytes, bytes]]:
+    """Return the header that names the weights: those by whose hash the engine chose what it computed with."""
+    name = target.adapter.sha256 if target.adapter is not None else NO_ADAPTER
+    return [(ADAPTER_HEADER.encode(), name.encode())]
+
+
+def _scoring_request(body: bytes) -> ScoringRequest:
+    """Raises: InvalidRequest."""
+    try:
+        return msgspec.json.decode(body, type=ScoringRequest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"The scoring request is not valid: {error}.", code="invalid_json") from None
+
+
+def _scoring_answer(target: Target, found: Scored, status: EngineStatus) -> ScoringAnswer:
+    """Return the answer, with the form of the weights that gave it; empty if they have left memory since."""
+    weights = target.adapter.sha256 if target.adapter is not None else None
+    full = target.kind == "full" and weights is not None
+    used = next(
+        (
+            base
+            for base in status.bases
+            if (base.source == target.model if full else weights is None or weights in base.adapters)
+            and (full or base.fingerprint == target.base.fingerprint)
+        ),
+        None,
+    )
+    return ScoringAnswer(
+        logprobs=[[number if math.isfinite(number) else None for number in row] for row in found.logprobs],
+        adapter=weights,
+        weights=used.weights if used else "",
+        dtype=used.dtype if used else "",
     )
 
 

@@ -24,6 +24,11 @@ COUNTED = b": usage "
 """Begins the comment in which a stream tells the API its tokens, whether or not the client wants to know."""
 
 
+ADAPTER_HEADER = "x-rose-adapter"
+"""Names the weights that wrote an answer: SHA-256 of the adapter, or of the full model; NO_ADAPTER for a base."""
+NO_ADAPTER = "none"
+
+
 class Header(msgspec.Struct, frozen=True, kw_only=True):
     """What is the same in all chunks of an answer."""
 

@@ -58,6 +58,7 @@ def test_the_workflow_word_by_word(rose: RoseUp, tmp_path: Path) -> None:
         assert asked(workflow, workflow.known[MODEL], prompt["content"]) == wanted["content"]
         assert asked(workflow, "qwen-coder", prompt["content"]) != wanted["content"]
     job = msgspec.json.decode(workflow.rose("finetune", "get", workflow.known[JOB_ID], "--json"))
+    assert job["served_as_trained"]["status"] == "proven", job["served_as_trained"]
     assert job["base_model"]["source"] == "smollm2"
     assert job["base_model"]["origin"] == "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert job["base_model"]["quantisation"] == "Q4_1, dequantised to float16"

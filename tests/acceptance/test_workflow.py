@@ -78,6 +78,14 @@ def test_no_hidden_epochs(followed: tuple[Workflow, dict[str, str]]) -> None:
     assert job["progress"]["total_steps"] == job["progress"]["step"] == 50
 
 
+def test_the_served_model_is_proven_to_be_the_trained_one(followed: tuple[Workflow, dict[str, str]]) -> None:
+    workflow, _ = followed
+    job = msgspec.json.decode(workflow.rose("finetune", "get", workflow.known[JOB_ID], "--json"))
+    assert job["served_as_trained"]["status"] == "proven", job["served_as_trained"]
+    assert "served      as trained: largest difference" in workflow.rose("finetune", "get", workflow.known[JOB_ID])
+    assert "The served model gives the trainer's numbers" in workflow.rose("finetune", "events", workflow.known[JOB_ID])
+
+
 def test_a_second_adapter_leaves_the_first_one_alone(followed: tuple[Workflow, dict[str, str]]) -> None:
     workflow, _ = followed
     first = workflow.known[MODEL]

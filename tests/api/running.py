@@ -20,7 +20,7 @@ from rose.domain import job_commands as ask
 from rose.domain.artifacts import Artifact
 from rose.domain.files import AddFile
 from rose.domain.hyperparameters import DataFacts, resolve
-from rose.domain.job_values import BaseModel, JobError, StepMetrics, Warning
+from rose.domain.job_values import BaseModel, JobError, ServedAsTrained, StepMetrics, Warning
 from rose.domain.jobs import JobState
 from rose.ids import new_id
 from rose.log.append import Actor, LeaseChange
@@ -149,7 +149,13 @@ class Trainer:
             )
         )
 
-    async def succeed(self, step: int = 2, artifact: Artifact | None = None, kind: str = "adapter") -> None:
+    async def succeed(
+        self,
+        step: int = 2,
+        artifact: Artifact | None = None,
+        kind: str = "adapter",
+        served_as_trained: ServedAsTrained | None = None,
+    ) -> None:
         """Save the model and the result file, and end the job."""
         artifact = artifact or self._publish(f"jobs/{self._job_id}/e{self.epoch}/model", "final weights")
         file_id = new_id("file_")
@@ -173,6 +179,7 @@ class Trainer:
             step=step,
             trained_tokens=40,
             result_file=file_id,
+            served_as_trained=served_as_trained,
         )
         await self._services.commands.succeed(self._job_id, done, result, self._request())
 

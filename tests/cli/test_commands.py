@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
+from rose.domain.job_values import ServedAsTrained
 from rose.local import state
 from tests.api.running import Running, Trainer
 from tests.cli.conftest import Rose, call
@@ -281,6 +282,44 @@ async def test_get_shows_every_setting_with_its_reason(api: Running, rose: Rose,
     shown = (await rose("finetune", "get", job.id)).out
     assert "n_epochs = 25   (3 epochs over 2 examples are under 100, so min(25, 100 // 2))" in shown
     assert "base        tiny" in shown
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (
+            ServedAsTrained(
+                status="proven",
+                rows=32,
+                tokens=812,
+                held_out=True,
+                largest_difference=3.1e-5,
+                mean_difference=2e-6,
+                largest_allowed=0.01,
+                trained_as="fp32",
+                served_as="fp16",
+            ),
+            "as trained: largest difference 3.1e-05 (bound 0.01), mean 2e-06, over 812 tokens of 32 held-out rows; "
+            "trained in fp32, served in fp16",
+        ),
+        (
+            ServedAsTrained(status="not_proven", reason="no inference engine is connected"),
+            "not proven to be as trained: no inference engine is connected",
+        ),
+    ],
+)
+async def test_get_says_how_the_model_is_served(
+    api: Running, rose: Rose, seed_file: Path, found: ServedAsTrained, line: str
+) -> None:
+    job = await api.job(seed_file)
+    trainer = Trainer(api.services, job.id)
+    await trainer.validate()
+    await trainer.start()
+    await trainer.succeed(served_as_trained=found)
+    assert f"served      {line}\n" in (await rose("finetune", "get", job.id)).out
+    assert (await api.openai.fine_tuning.jobs.retrieve(job.id)).model_extra["served_as_trained"][
+        "status"
+    ] == found.status  # type: ignore[index]
 
 
 async def test_pause_and_resume(api: Running, rose: Rose, seed_file: Path) -> None:

@@ -20,7 +20,7 @@ from anyio.abc import SocketAttribute, SocketStream
 from rose.errors import InvalidRequest, NotFound, Unavailable
 from rose.inference.client import EngineClient
 from rose.inference.engine import TorchEngine
-from rose.inference.generation import EngineBusy
+from rose.inference.generation import EngineBusy, ScoringRequest
 from rose.inference.request import Target
 from rose.inference.server import EngineApp, http_server
 from rose.leases import Worker
@@ -319,3 +319,23 @@ async def test_tools_reach_the_prompt_unless_their_choice_is_none(url: str, clie
     assert with_tools["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"]
     assert none_chosen["choices"] == plain["choices"]
     assert none_chosen["usage"] == plain["usage"]
+
+
+async def test_given_tokens_are_scored_and_the_weights_are_named(url: str, client: EngineClient, world: World) -> None:
+    rows = [[5, 6, 7, 8], [9, 10]]
+    answers = {
+        target.kind + str(target.adapter is not None): await client.score(url, ScoringRequest(target=target, rows=rows))
+        for target in (world.target(world.red), world.target(), world.target(world.full, kind="full"))
+    }
+    assert [len(row) for row in answers["adapterTrue"].logprobs] == [3, 1]
+    assert answers["adapterTrue"].logprobs != answers["adapterFalse"].logprobs
+    assert answers["adapterFalse"].logprobs == answers["fullTrue"].logprobs, "its weights are the base's"
+    assert [answer.adapter for answer in answers.values()] == [world.red.sha256, None, world.full.sha256]
+    assert {(answer.weights, answer.dtype) for answer in answers.values()} == {("fp32", "float32")}
+
+
+async def test_tokens_that_cannot_be_scored_are_refused(url: str, client: EngineClient, world: World) -> None:
+    with pytest.raises(InvalidRequest, match="Row 0"):
+        await client.score(url, ScoringRequest(target=world.target(), rows=[[5]]))
+    async with httpx2.AsyncClient() as plain:
+        assert (await plain.post(f"{url}/score", content=b'{"rows": 3}')).status_code == 400

@@ -325,3 +325,24 @@ def test_a_full_disk_stops_at_the_checkpoint_and_can_be_tried_again(tmp_path: Pa
     assert [warning.code for warning in outcome.of(Warned)] == ["no_recovery_point"]
     assert list(outcome.losses) == [1, 2, 3, 4]
     assert list((outcome.blobs.root / "tmp").glob("*")) == []
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # as above
+def test_the_numbers_of_the_final_model_are_those_of_the_saved_one(tmp_path: Path, fixture_base: Path) -> None:
+    """Transformers and PEFT read the folder that was published; the best weights are not the last ones."""
+    asked = {"n_epochs": 6, "batch_size": 2, "learning_rate_multiplier": 10, "validation_split": 0.25}
+    run = Job(tmp_path, fixture_base, rows(pairs(12)), asked).run()
+    scored = run.finished.scored
+    assert scored is not None
+    assert (len(scored.rows), scored.held_out, scored.trained_as, scored.routed) == (3, True, "fp32", False)
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(fixture_base), str(run.blobs.path(run.finished.artifact.path))
+    )
+    model.eval()
+    for row in scored.rows:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row.ids])).logits[0]
+        wanted = torch.log_softmax(logits.float(), dim=-1)
+        judged = [float(wanted[at - 1, row.ids[at]]) for at in row.learned]
+        assert row.logprobs == pytest.approx(judged, abs=1e-4)
+        assert 1 < len(row.learned) < len(row.ids)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rose.domain import job_events as happened
 from rose.domain.catalogue import EVENTS
+from rose.domain.job_values import ServedAsTrained
 from rose.domain.messages import event_id, job_messages, parse_event_id
 from rose.errors import InvalidRequest
 from tests.unit.samples import SAMPLES, step
@@ -78,3 +80,19 @@ def test_a_pause_says_what_happened() -> None:
     ):
         [message] = job_messages(5, pause)
         assert message.message.startswith(text)
+
+
+def test_how_the_model_is_served_is_said_before_it_is_created() -> None:
+    (succeeded,) = [event for event in SAMPLES if isinstance(event, happened.JobSucceeded)]
+    found = ServedAsTrained(
+        status="proven", rows=3, tokens=812, largest_difference=3.1e-5, mean_difference=1e-6, largest_allowed=0.01
+    )
+    first, *rest = job_messages(5, msgspec.structs.replace(succeeded, served_as_trained=found))
+    assert first.message == (
+        "The served model gives the trainer's numbers: largest difference 3.1e-05 over 812 tokens (bound 0.01)"
+    )
+    assert first.data["tokens"] == 812
+    assert [message.message for message in rest] == [message.message for message in job_messages(5, succeeded)]
+    lonely = ServedAsTrained(status="not_proven", reason="no inference engine is connected")
+    first, *_ = job_messages(5, msgspec.structs.replace(succeeded, served_as_trained=lonely))
+    assert first.message == "Not proven to be served as it was trained: no inference engine is connected"

@@ -34,5 +34,9 @@ class Method(Protocol):
         """Return the weighted sums of cross-entropy and of right answers."""
         ...
 
+    def logprobs(self, model: Any, batch: Any, forward: Any) -> torch.Tensor:
+        """Return the log-probability of each label token."""
+        ...
+
 
 METHODS: dict[str, Method] = {"supervised": sft}

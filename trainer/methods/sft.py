@@ -19,7 +19,7 @@ from rose.language_models.template import ChatTemplate
 from trainer.attention import use_attention, use_packed_attention
 from trainer.batches import Document, Example
 from trainer.held_out import question_of
-from trainer.losses import label_cross_entropy, logits_cross_entropy
+from trainer.losses import label_cross_entropy, label_logprobs, logits_cross_entropy, logits_logprobs
 
 _PROBED_ROWS = 32
 """Label rows whose logits are compared; a row has as many numbers as the vocabulary."""
@@ -106,12 +106,32 @@ def assemble(documents: Sequence[Document], device: torch.device) -> MicroBatch:
 
 def loss(model: Any, batch: MicroBatch, forward: Forward) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (sum of weight x cross-entropy with gradients, sum of weight where the likeliest token was right)."""
-    inputs = {"input_ids": batch.ids, "position_ids": batch.positions, "use_cache": False, **batch.options(forward)}
     if forward.own_head:
-        states = model.get_decoder()(**inputs).last_hidden_state[0]  # [T, D]
-        return label_cross_entropy(states[batch.rows], model.get_output_embeddings(), batch.targets, batch.weights)
-    logits = model(**inputs, logits_to_keep=batch.rows).logits[0]  # [R, V]
-    return logits_cross_entropy(logits, batch.targets, batch.weights)
+        states = _label_states(model, batch, forward)
+        return label_cross_entropy(states, model.get_output_embeddings(), batch.targets, batch.weights)
+    return logits_cross_entropy(_label_logits(model, batch, forward), batch.targets, batch.weights)
+
+
+def logprobs(model: Any, batch: MicroBatch, forward: Forward) -> torch.Tensor:
+    """Return the log-probabilities [R] fp32 of the targets, by the forward pass that `loss` takes."""
+    if forward.own_head:
+        states = _label_states(model, batch, forward)
+        return label_logprobs(states, model.get_output_embeddings(), batch.targets)
+    return logits_logprobs(_label_logits(model, batch, forward), batch.targets)
+
+
+def _label_states(model: Any, batch: MicroBatch, forward: Forward) -> torch.Tensor:
+    """Return the states [R, D] from which the targets are predicted."""
+    return model.get_decoder()(**_inputs(batch, forward)).last_hidden_state[0][batch.rows]
+
+
+def _label_logits(model: Any, batch: MicroBatch, forward: Forward) -> torch.Tensor:
+    """Return the logits [R, V] of the targets."""
+    return model(**_inputs(batch, forward), logits_to_keep=batch.rows).logits[0]
+
+
+def _inputs(batch: MicroBatch, forward: Forward) -> dict[str, Any]:
+    return {"input_ids": batch.ids, "position_ids": batch.positions, "use_cache": False, **batch.options(forward)}
 
 
 def choose_forward(model: Any, documents: Sequence[Document], device: torch.device) -> tuple[Forward, str | None]:
