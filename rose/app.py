@@ -116,6 +116,7 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
     from rose import sweeper
     from rose.api.app import create_app
     from rose.api.limits import Limits
+    from rose.api.line import Line
     from rose.api.services import Services
     from rose.blobs import Blobs
     from rose.commands import Commands
@@ -140,6 +141,7 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
                 blobs=blobs,
                 commands=Commands(pool),
                 engines=engines,
+                line=Line(engines),
                 limits=Limits(given),
                 meter=meter,
             )

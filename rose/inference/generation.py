@@ -14,6 +14,8 @@ FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 STOPPING = "engine_stopping"
 """Code with which an engine that ends lets go of its requests."""
+FULL = "engine_busy"
+"""Code with which an engine refuses a request for which it has no room now."""
 
 
 class EngineBusy(Unavailable):
@@ -24,7 +26,7 @@ class EngineBusy(Unavailable):
         message: str | None = None,
         *,
         retry_after_seconds: float,
-        code: str = "engine_busy",
+        code: str = FULL,
         hint: str | None = None,
     ) -> None:
         super().__init__(message, code=code, hint=hint)

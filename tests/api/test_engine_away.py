@@ -15,7 +15,7 @@ import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
 from rose import leases
-from rose.api import engines
+from rose.api import engines, line
 from rose.log.pool import Pool
 from rose.settings import Settings
 from tests.api.conftest import serving
@@ -92,7 +92,7 @@ SPEAK = stream(ROLE, {"content": "Yes."}, end="data: [DONE]\n\n")
 
 async def waits(api: Running, number: int = 1) -> None:
     async def so_many() -> bool:
-        return api.services.engines.waiting == number
+        return len(api.services.line) == number
 
     await eventually(so_many)
 
@@ -107,7 +107,7 @@ async def test_a_chat_waits_for_the_first_engine(api: Running) -> None:
         tasks.start_soon(ask)
         await waits(api)
         async with engine(api, WELL):
-            await waits(api, 0)
+            await eventually(lambda: codes)
     assert codes == [200]
 
 
@@ -123,7 +123,7 @@ async def test_an_engine_that_dies_before_the_first_token_is_not_noticed(api: Ru
         tasks.start_soon(ask)
         await waits(api)
         async with engine(api, SPEAK if streams else WELL, "inference_b"):
-            await waits(api, 0)
+            await eventually(lambda: heard)
     assert heard[0].count("assistant") == int(streams), "what the first engine had begun is not heard"
     assert "error" not in heard[0]
     assert heard[0].endswith("[DONE]\n\n" if streams else '{"choices":[]}')
@@ -150,7 +150,7 @@ async def test_an_engine_that_is_stopped_hands_on_what_it_has_not_begun(api: Run
         await waits(api)
         await leases.withdraw(api.services.pool, "inference_a")
         async with engine(api, SPEAK, "inference_b"):
-            await waits(api, 0)
+            await eventually(lambda: heard)
     assert heard[0].endswith("data: [DONE]\n\n")
 
 
@@ -196,7 +196,7 @@ async def test_who_leaves_while_waiting_is_let_go(api: Running) -> None:
 
 
 async def test_only_so_many_wait(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "MAX_WAITING", 1)
+    monkeypatch.setattr(line, "MAX_WAITING", 1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: api.http.post("/v1/chat/completions", json=CHAT))
         await waits(api)
