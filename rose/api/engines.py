@@ -47,7 +47,7 @@ async def ask_engine(
             if isinstance(error, EngineBusy) and error.code != FULL:
                 raise
             waiting.refusal = error
-            services.line.refused(place.url, error)
+            place.leave(error)
             if isinstance(error, EngineGone) and error.lost:
                 lost += 1  # it had come back, and may have worked for long: the wait begins anew
                 waiting.patience_seconds = patience_seconds
@@ -61,6 +61,8 @@ async def ask_engine(
 
 async def _place(services: Services, waiting: Waiting) -> Place:
     """Return a place at an engine, having stood in line for it. Raises: as ask_engine; Unavailable without Postgres."""
+    if waiting.refusal is not None and waiting.patience_seconds <= 0:
+        raise waiting.refusal
     line = services.line
     await _look(services)
     line.join(waiting)

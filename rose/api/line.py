@@ -1,7 +1,7 @@
 """The line in which requests of this API process stand for a place at an engine; projects take turns.
 
-An engine has as many places as it announces. Within a project the oldest request is next. No project has all places
-of an engine: what one asks never keeps another's first request out.
+An engine has as many places as it announces. The project that has the fewest is next, and its oldest request. No
+project has all places of an engine: what one asks never keeps another's first request out.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Place:
         """Keep the place also when `ask` has returned; whoever keeps it must let it go with `leave`."""
         self.kept = True
 
-    def leave(self) -> None:
-        """Give the place back; once is enough."""
+    def leave(self, refusal: RoseError | None = None) -> None:
+        """Give the place back, once is enough; with `refusal`, because the engine is full or does not answer."""
         line, self._line = self._line, None
         if line is not None:
-            line.take_back(self)
+            line.take_back(self, refusal)
 
 
 class Waiting:
@@ -93,7 +93,10 @@ class Line:
         self._client = engines
         self._engines: list[Worker] = []
         self._queues: dict[str, deque[Waiting]] = {}
-        """By project, none empty; the first project has the next turn."""
+        """By project, none empty."""
+        self._served: dict[str, int] = {}
+        """Number of the last place that a project was given."""
+        self._given = 0
         self._taken: dict[str, Counter[str]] = {}
         """Places in use by engine and project."""
         self._resting: dict[str, _Rest] = {}
@@ -138,24 +141,25 @@ class Line:
         queue = self._queues.get(waiting.project)
         if queue is not None and waiting in queue:
             queue.remove(waiting)
-            if not queue:
-                del self._queues[waiting.project]
+            self._forget_if_empty(waiting.project)
         place = waiting.taken()
         if place is not None:
             place.leave()
 
-    def take_back(self, place: Place) -> None:
-        """Free a place and give it to the next."""
+    def take_back(self, place: Place, refusal: RoseError | None = None) -> None:
+        """Free a place and give it to the next; after a refusal, let the engine rest first."""
         taken = self._taken[place.url]
         taken[place.project] -= 1
         if not taken[place.project]:
             del taken[place.project]
         if not taken:
             del self._taken[place.url]
-        self._given_back_at.append(time.monotonic())
-        rest = self._resting.get(place.url)
-        if rest is not None and isinstance(rest.why, EngineBusy):
-            rest.until = 0.0  # it has room again
+        if refusal is not None:
+            self.refused(place.url, refusal)
+        else:
+            self._given_back_at.append(time.monotonic())
+            if place.url in self._resting and isinstance(self._resting[place.url].why, EngineBusy):
+                self._resting[place.url].until = 0.0  # it has room again
         self.give_out()
 
     def refused(self, url: str, why: RoseError) -> None:
@@ -170,10 +174,9 @@ class Line:
         self._resting.pop(url, None)
 
     def give_out(self) -> None:
-        """Give free places to those who wait, one to each project in turn."""
-        given = True
-        while given:
-            given = sum(self._serve(project) for project in list(self._queues)) > 0
+        """Give free places to those who wait: first to who has the fewest, among equals to the longest unserved."""
+        while any(self._serve(project) for project in sorted(self._queues, key=self._precedence)):
+            pass
 
     def why_wait(self) -> RoseError:
         """Return the answer to a request that does not wait any longer."""
@@ -195,14 +198,21 @@ class Line:
         if not free:
             return False
         url = self._client.choose(free, waiting.fingerprint, self._count)
-        queue = self._queues.pop(project)
-        queue.popleft()
-        if queue:
-            self._queues[project] = queue  # behind all others
+        self._queues[project].popleft()
+        self._forget_if_empty(project)
+        self._given += 1
+        self._served[project] = self._given
         self._taken.setdefault(url, Counter())[project] += 1
         waiting.place = Place(self, url, project)
         waiting.called.set()
         return True
+
+    def _precedence(self, project: str) -> tuple[int, int]:
+        return sum(taken[project] for taken in self._taken.values()), self._served.get(project, 0)
+
+    def _forget_if_empty(self, project: str) -> None:
+        if not self._queues[project]:
+            del self._queues[project]
 
     def _count(self, url: str) -> int:
         return self._taken[url].total() if url in self._taken else 0
