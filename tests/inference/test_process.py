@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from rose import leases
+from rose.app import PROCESSES
 from rose.errors import InvalidRequest, RoseError
-from rose.inference import server
+from rose.inference import making
 from rose.inference.client import EngineClient
 from rose.inference.engine import TorchEngine
 from rose.log.pool import Pool
@@ -36,7 +37,7 @@ async def test_an_engine_announces_itself_answers_and_ends_its_streams_at_once(
     stop = anyio.Event()
     asked: dict[str, Any] = {"messages": QUESTION, "rose": msgspec.to_builtins(world.target(world.red))}
     async with EngineClient(token="secret") as client, anyio.create_task_group() as tasks:
-        tasks.start_soon(server.serve, given, stop)
+        tasks.start_soon(PROCESSES["inference"], given, stop)
         workers = await eventually(lambda: leases.workers(pool, "inference"))
         url = client.choose(workers)
         assert url.startswith("http://127.0.0.1:")
@@ -66,14 +67,14 @@ async def test_a_process_whose_engine_died_ends(
         def _drop_idle(self) -> None:
             raise ZeroDivisionError
 
-    monkeypatch.setattr(server, "TorchEngine", DyingEngine)
+    monkeypatch.setattr(making, "TorchEngine", DyingEngine)
     given = settings(database_url=database_dsn, blob_dir=world.blobs.root, inference_threads=1, device="cpu")
     with pytest.raises(RoseError, match="ended by itself"), anyio.fail_after(60):
-        await server.serve(given, anyio.Event())
+        await PROCESSES["inference"](given, anyio.Event())
 
 
 async def test_an_open_door_is_refused(settings: Callable[..., Settings]) -> None:
     given = settings(database_url="postgresql:///nowhere", inference_host="0.0.0.0")
     with pytest.raises(InvalidRequest, match="without a token") as refused:
-        await server.serve(given, anyio.Event())
+        await PROCESSES["inference"](given, anyio.Event())
     assert refused.value.param == "inference_token"
