@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
+import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from socket import socket
@@ -13,8 +15,15 @@ import uvicorn
 
 from rose.errors import Unavailable
 
+logger = logging.getLogger(__name__)
+
 KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open: well above the 5 s between two polls of the SDKs, or some find it closed."""
+
+STUCK_SECONDS = 120.0
+"""A connection whose client has read nothing of what waits for it for so long is cut."""
+LOOK_TICKS = 50
+"""How often that is looked at, in ticks of uvicorn's main loop (0.1 s)."""
 
 FULL_COLLECTION_AFTER = 100
 """Collections of Python's middle generation between two of everything; 10 is its own choice."""
@@ -33,11 +42,16 @@ def spare_full_collections() -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its signal handlers, since whoever runs the process has them; tells when it listens."""
+    """uvicorn without its signal handlers, since whoever runs the process has them; tells when it listens.
+
+    Cuts clients that do not read: uvicorn itself would keep their connection, and what is behind it, for ever.
+    """
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.listening = anyio.Event()
+        self._unread: dict[Any, tuple[int, float]] = {}
+        """By connection: bytes that its client has not taken, and since when they are as many (monotonic seconds)."""
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -48,6 +62,28 @@ class Server(uvicorn.Server):
         """Listen, and say so."""
         await super().startup(sockets)
         self.listening.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Do what uvicorn does ten times a second; now and then look for clients that do not read."""
+        if counter % LOOK_TICKS == 0:
+            self._cut_the_stuck(time.monotonic())
+        return await super().on_tick(counter)
+
+    def _cut_the_stuck(self, now: float) -> None:
+        before, self._unread = self._unread, {}
+        for connection in list(self.server_state.connections):
+            transport: Any = connection.transport
+            size = transport.get_write_buffer_size() if transport is not None else 0
+            if not size:
+                continue
+            known_size, since = before.get(connection, (None, now))
+            if size != known_size:
+                since = now
+            if now - since < STUCK_SECONDS:
+                self._unread[connection] = (size, since)
+                continue
+            logger.warning("a client has not read for %.0f s; its connection is cut", now - since)
+            transport.abort()
 
 
 @asynccontextmanager

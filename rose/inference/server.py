@@ -30,6 +30,9 @@ Send = Callable[[Message], Awaitable[None]]
 
 MAX_BODY_BYTES = 32 << 20
 """Far above any context; a limit only against mistakes."""
+MAX_BEHIND = 16_384
+"""Entries (tokens, and with log-probabilities their likeliest alternatives) that an answer may have ready that its
+reader has not taken; then it is given up. Its row is free as soon as it is made, however slowly it is read."""
 SILENCE_SECONDS = 600.0
 """Longest wait for the engine's next piece; a device that hangs must not hold a connection for ever."""
 
@@ -88,11 +91,17 @@ class EngineApp:
 
     async def _answer(self, request: GenerationRequest, receive: Receive, send: Send) -> None:
         """Answer as the engine makes the pieces; a closed connection cancels the request."""
-        deliver, pieces = anyio.create_memory_object_stream[Piece](math.inf)  # bounded by max_tokens
+        deliver, pieces = anyio.create_memory_object_stream[Piece](math.inf)  # see MAX_BEHIND
         loop = asyncio.get_running_loop()
+        most_behind = MAX_BEHIND // (1 + (request.top_logprobs or 0))
 
         def put(piece: Piece) -> None:
             with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # nobody listens
+                if request.stream and deliver.statistics().current_buffer_used >= most_behind:
+                    cancel()
+                    deliver.send_nowait(Failed(error=_too_slow()))
+                    deliver.close()
+                    return
                 deliver.send_nowait(piece)
 
         def sink(piece: Piece) -> None:
@@ -179,6 +188,12 @@ async def _stream(request: GenerationRequest, pieces: ObjectReceiveStream[Piece]
         if ends:
             return
         piece = await _next(pieces)
+
+
+def _too_slow() -> RoseError:
+    return RoseError(
+        "The answer was given up: it was read so slowly that too much of it was waiting.", code="reader_too_slow"
+    )
 
 
 def _header(request: GenerationRequest) -> Header:
