@@ -138,7 +138,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     inference_idle_seconds: float = 1800.0
     """Idle time after which an engine drops a base model."""
     engine_wait_seconds: float = 30.0
-    """How long a chat waits for an inference engine that starts again, before it gets 503; 0: not at all."""
+    """How long a chat waits for an inference engine that is full or starts again, before it gets 503; 0: not at all."""
     inference_threads: int | None = None
     """Threads of the inference engine; default: cores minus one."""
     webhook_private_targets: bool = False

@@ -118,6 +118,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Sources of the bases that are being loaded."""
     max_requests: int
     """Most requests that are accepted at a time."""
+    waiting: int = 0
+    """Requests whose model is being loaded, or for which there is no room yet."""
     rows: int = 0
     """Answers that are being written now; a request with n > 1 has several."""
     cache_bytes: int = 0
@@ -125,6 +127,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     cache_limit_bytes: int = 0
     tokens_per_second: float = 0.0
     """Tokens made, over the last ten seconds."""
+    threads: int = 0
+    """Of the process; 0 when it does not say."""
 
 
 class LoadedBase(msgspec.Struct, frozen=True, kw_only=True):
