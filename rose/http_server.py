@@ -71,9 +71,11 @@ class Server(uvicorn.Server):
 
     def _cut_the_stuck(self, now: float) -> None:
         before, self._unread = self._unread, {}
-        for connection in list(self.server_state.connections):
-            transport: Any = connection.transport
-            size = transport.get_write_buffer_size() if transport is not None else 0
+        connections: list[Any] = list(self.server_state.connections)
+        for connection in connections:
+            if connection.transport is None:
+                continue
+            size = connection.transport.get_write_buffer_size()
             if not size:
                 continue
             known_size, since = before.get(connection, (None, now))
@@ -83,7 +85,7 @@ class Server(uvicorn.Server):
                 self._unread[connection] = (size, since)
                 continue
             logger.warning("a client has not read for %.0f s; its connection is cut", now - since)
-            transport.abort()
+            connection.transport.abort()
 
 
 @asynccontextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -78,3 +81,30 @@ async def test_an_open_door_is_refused(settings: Callable[..., Settings]) -> Non
     with pytest.raises(InvalidRequest, match="without a token") as refused:
         await PROCESSES["inference"](given, anyio.Event())
     assert refused.value.param == "inference_token"
+
+
+STARTED = """
+import os, sys
+from rose import app, settings
+async def run(kind, given):
+    assert "torch" not in sys.modules
+    import torch
+app.run = run
+sys.exit(app.main(sys.argv[1], settings.load({})))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the OpenMP of Linux what it has read")
+@pytest.mark.parametrize(("given", "read"), [(None, "PASSIVE"), ("active", "ACTIVE")])
+def test_threads_wait_passively_unless_somebody_says_otherwise(given: str | None, read: str) -> None:
+    environment = {**os.environ, "OMP_DISPLAY_ENV": "true"} | ({"OMP_WAIT_POLICY": given} if given else {})
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED, "inference"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"OMP_WAIT_POLICY = '{read}'" in done.stderr
