@@ -17,24 +17,31 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import uvicorn
 
 from rose import leases, settings
 from rose.bus import Bus
 from rose.errors import InvalidRequest, RoseError, Unavailable
-from rose.http_server import KEEP_ALIVE_SECONDS, Server, spare_full_collections
+from rose.http_server import http_server, spare_full_collections
 from rose.ids import new_id
 from rose.local import logs, ports, state
 from rose.log.migrate import migrate
 from rose.log.pool import open_pool
 
 if TYPE_CHECKING:
+    from rose.inference.generation import Engine
     from rose.log.pool import Pool
 
+PASSIVE_WAITING = ("OMP_WAIT_POLICY", "passive")
+"""Set before torch is imported, which reads it then: threads that wait by spinning slow each other and neighbours."""
 DATABASE_SECONDS = 60.0
 """How long a starting process waits for Postgres."""
 GRACEFUL_SECONDS = 5
 """How long requests in progress may take after a stop signal. Streams have ended before."""
+ENGINE_CHECK_SECONDS = 1.0
+"""How soon a process whose engine has died ends too, so that its supervisor starts another."""
+ENGINE_STOP_SECONDS = 10.0
+"""How long the engine's thread may take for its last step."""
+OTHER_ENGINE_PORT = "Change ROSE_INFERENCE_HOST or ROSE_INFERENCE_PORT; port 0 takes a free one."
 
 logger = logging.getLogger("rose.app")
 
@@ -42,6 +49,8 @@ logger = logging.getLogger("rose.app")
 def main(kind: str | None = None, given: settings.Settings | None = None) -> int:
     """Run one process until a signal ends it and return its exit status."""
     kind = kind or (sys.argv[1] if len(sys.argv) == 2 else "")
+    if kind == "inference":
+        os.environ.setdefault(*PASSIVE_WAITING)
     given = given or settings.load()
     logs.configure(given.log_level)
     try:
@@ -116,6 +125,7 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
     from rose import sweeper
     from rose.api.app import create_app
     from rose.api.limits import Limits
+    from rose.api.line import Line
     from rose.api.services import Services
     from rose.blobs import Blobs
     from rose.commands import Commands
@@ -140,34 +150,18 @@ async def _api(given: settings.Settings, stop: anyio.Event) -> None:
                 blobs=blobs,
                 commands=Commands(pool),
                 engines=engines,
+                line=Line(engines),
                 limits=Limits(given),
                 meter=meter,
             )
         )
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=GRACEFUL_SECONDS,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            lifespan="on",
-        )
-        server = Server(config)
-
-        async def announce() -> None:
-            await server.listening.wait()
-            spare_full_collections()
-            logger.info("the API answers at %s", given.url)
-            async with _announced(pool, "api", url=given.url):
-                await stop.wait()
-                tailer.stop()  # ends every event stream at once
-                server.should_exit = True
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(announce)
+        await stack.enter_async_context(http_server(app, listener, lifespan="on", graceful_seconds=GRACEFUL_SECONDS))
+        spare_full_collections()
+        logger.info("the API answers at %s", given.url)
+        async with _announced(pool, "api", url=given.url), anyio.create_task_group() as tasks:
             tasks.start_soon(sweeper.run, pool, blobs, stop, given.idempotency_seconds)
-            await server.serve(sockets=[listener])
+            await stop.wait()
+            tailer.stop()  # ends every event stream at once
             tasks.cancel_scope.cancel()
 
 
@@ -211,8 +205,33 @@ async def _trainer(given: settings.Settings, stop: anyio.Event) -> None:
 
 
 async def _inference(given: settings.Settings, stop: anyio.Event) -> None:
-    server: Any = importlib.import_module("rose.inference.server")
-    await server.serve(given, stop)
+    from rose.inference.server import EngineApp
+
+    ports.refuse_open_engine(given)
+    listener = ports.listen(given.inference_host, given.inference_port, way_out=OTHER_ENGINE_PORT)
+    async with AsyncExitStack() as stack:
+        stack.callback(listener.close)
+        pool = await _pool(given, stack, max_size=2)
+        engine, previews, threads = importlib.import_module("rose.inference.making").make(given)
+        stack.push_async_callback(_end_engine, engine)
+        app = EngineApp(engine, given.inference_token, previews.preview, {"threads": threads})
+        url = ports.reachable_url(given.inference_host, listener.getsockname()[1])
+        logger.info("the inference engine answers at %s on %s", url, engine.status().device)
+        await stack.enter_async_context(_announced(pool, "inference", url=url, capabilities=app.status))
+        await stack.enter_async_context(http_server(app, listener))
+        while not stop.is_set() and not engine.join(0):
+            with anyio.move_on_after(ENGINE_CHECK_SECONDS):
+                await stop.wait()
+        engine.stop()  # every answer ends at once, while there is still a server to say so
+    if not stop.is_set():
+        raise RoseError("The engine's thread has ended by itself; its log says why.", code="engine_error")
+
+
+async def _end_engine(engine: Engine) -> None:
+    engine.stop()
+    with anyio.CancelScope(shield=True):
+        if not await anyio.to_thread.run_sync(engine.join, ENGINE_STOP_SECONDS):
+            logger.warning("the engine's thread is still in a step; the process ends without it")
 
 
 PROCESSES: dict[str, Callable[[settings.Settings, anyio.Event], Awaitable[None]]] = {
@@ -223,12 +242,15 @@ PROCESSES: dict[str, Callable[[settings.Settings, anyio.Event], Awaitable[None]]
 }
 
 
-def _announced(pool: Pool, kind: str, *, url: str | None = None) -> AbstractAsyncContextManager[None]:
-    """Keep this process in the table `workers` as long as the context lasts."""
-    worker = leases.Worker(
-        id=new_id(f"{kind}_"), kind=kind, host=platform.node(), url=url, capabilities={}, pid=os.getpid()
+def _announced(
+    pool: Pool, kind: str, *, url: str | None = None, capabilities: Callable[[], dict[str, Any]] = dict
+) -> AbstractAsyncContextManager[None]:
+    """Keep this process in the table `workers`, with what it can and has, as long as the context lasts."""
+    worker_id, host, pid = new_id(f"{kind}_"), platform.node(), os.getpid()
+    return leases.announced(
+        pool,
+        lambda: leases.Worker(id=worker_id, kind=kind, host=host, url=url, capabilities=capabilities(), pid=pid),
     )
-    return leases.announced(pool, lambda: worker)
 
 
 async def _pool(given: settings.Settings, stack: AsyncExitStack, *, max_size: int = 8) -> Pool:

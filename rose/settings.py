@@ -139,7 +139,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     inference_idle_seconds: float = 1800.0
     """Idle time after which an engine drops a base model."""
     engine_wait_seconds: float = 30.0
-    """How long a chat waits for an inference engine that starts again, before it gets 503; 0: not at all."""
+    """How long a chat waits for an inference engine that is full or starts again, before it gets 503; 0: not at all."""
     proof_seconds: float = 120.0
     """How long a job whose model is made waits for an engine to give the trainer's numbers; 0: it is not asked."""
     inference_threads: int | None = None

@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import msgspec
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from cli.options import COMMON, Common
 from cli.output import Output
 from rose import settings as settings_module
-from rose.errors import InvalidState, NotFound
+from rose.errors import InvalidState, NotFound, Unavailable
 
 if TYPE_CHECKING:
+    from rose.leases import Worker
     from rose.settings import Settings
 
 NEXT_STEP = "Next, in another terminal: rose upload training_data.jsonl"
@@ -75,14 +77,29 @@ def down(*, data_dir: Annotated[Path | None, Parameter(env_var="ROSE_DATA_DIR")]
 
 
 def status(*, common: Common = COMMON) -> int:
-    """Say what runs here and how it is; exit 7 when nothing does."""
+    """Say what runs here and how it is; exit 7 when nothing does.
+
+    Where the services run apart, with ROSE_DATABASE_URL: which of them are there.
+    """
+    from cli.engines import engine_lines, facts
     from rose.local import state
 
     settings = settings_module.load()
     running = state.status(settings)
-    if running is None:
+    if running is None and settings.database_url is None:
         common.output.show(None, lines=[f"No ROSE runs on {settings.data_dir}. Start one with: rose up"])
         return 7
+    workers, away = _workers(settings)
+    engines = [one for one in workers if one.kind == "inference"]
+    if running is None:
+        services = [{"kind": one.kind, "host": one.host, "pid": one.pid} for one in workers]
+        lines = [
+            "The services at ROSE_DATABASE_URL:" if workers else away or "No service is there. Start them: rose serve",
+            *(f"  {one.kind:<12}process {one.pid} on {one.host}" for one in workers),
+            *engine_lines(engines),
+        ]
+        common.output.show({"processes": services, "engines": facts(engines)}, lines=lines)
+        return 0 if workers else 7
     lines = [
         f"ROSE {'answers' if running.ready else 'is starting'} at {running.url} (process {running.pid})",
         f"data folder {running.data_dir}, started {running.started_at}",
@@ -91,9 +108,33 @@ def status(*, common: Common = COMMON) -> int:
             f"{_restarts(one.restarts)}".rstrip()
             for one in running.processes
         ),
+        *engine_lines(engines),
+        *([away] if away and running.ready else []),
     ]
-    common.output.show(running, identity=running.url, lines=lines)
+    shown = {**msgspec.to_builtins(running), "engines": facts(engines)}
+    common.output.show(shown, identity=running.url, lines=lines)
     return 0
+
+
+def _workers(settings: Settings) -> tuple[list[Worker], str | None]:
+    """Return the services that are there, and why that cannot be seen."""
+    import anyio
+
+    from rose import leases
+    from rose.local import state
+    from rose.log.pool import open_pool
+
+    async def work() -> list[Worker]:
+        pool = await open_pool(state.connection(settings), min_size=1, max_size=1)
+        try:
+            return await leases.workers(pool)
+        finally:
+            pool.terminate()
+
+    try:
+        return anyio.run(work), None
+    except Unavailable as error:
+        return [], error.message
 
 
 def _restarts(count: int) -> str:

@@ -18,6 +18,7 @@ from rose.api.accounts import Account
 from rose.api.decoding import read_body
 from rose.api.engines import ask_engine
 from rose.api.errors import AnyRequest, error_json, path_of
+from rose.api.line import Place
 from rose.api.model_names import Base, Named, find_model
 from rose.api.principal import NEEDS, ThePrincipal
 from rose.api.routes import post
@@ -47,7 +48,7 @@ async def create_chat_completion(
     named = await find_model(services, principal.project, body.model)
     services.limits.require_tokens(principal.project, request.scope)
     account = Account(services, principal.project, named.name, request.scope)
-    target = target_of(named)
+    target = target_of(named, principal.project)
     asking = {**msgspec.to_builtins(body), "rose": msgspec.to_builtins(target)}
     checked(msgspec.convert(asking, EngineRequest))
     headers: dict[str, str] = {}
@@ -58,13 +59,23 @@ async def create_chat_completion(
             headers[ADAPTER_HEADER] = adapter
 
     if not body.stream:
-        asked = ask_engine(services, target.base.fingerprint, lambda url: services.engines.complete(url, asking, note))
+        asked = ask_engine(
+            services,
+            principal.project,
+            target.base.fingerprint,
+            lambda place: services.engines.complete(place.url, asking, note),
+        )
         answer = await unless_client_leaves(request, asked)
         if answer is not None:
             account.count_answer(answer)
         return Response(answer, status_code=200 if answer is not None else CLIENT_LEFT, headers=headers)
     # Before the answer begins, so that a refusal is a status and not a broken stream.
-    begun = ask_engine(services, target.base.fingerprint, lambda url: _begun(services, url, asking, account, note))
+    begun = ask_engine(
+        services,
+        principal.project,
+        target.base.fingerprint,
+        lambda place: _begun(services, place, asking, account, note),
+    )
     frames = await unless_client_leaves(request, begun)
     if frames is None:
         return Response(None, status_code=CLIENT_LEFT)
@@ -86,20 +97,29 @@ async def refuse_other_kinds(request: AnyRequest) -> None:
 
 
 async def _begun(
-    services: Services, url: str, asking: dict[str, Any], account: Account, on_adapter: Callable[[str | None], object]
+    services: Services,
+    place: Place,
+    asking: dict[str, Any],
+    account: Account,
+    on_adapter: Callable[[str | None], object],
 ) -> AsyncGenerator[bytes, None]:
     """Return the frames of an answer once its first token is there. Raises: as EngineClient.stream."""
-    frames = _passed_on(services, url, asking, account, on_adapter)
+    frames = _passed_on(services, place, asking, account, on_adapter)
     await anext(frames)
     return frames
 
 
 async def _passed_on(
-    services: Services, url: str, asking: dict[str, Any], account: Account, on_adapter: Callable[[str | None], object]
+    services: Services,
+    place: Place,
+    asking: dict[str, Any],
+    account: Account,
+    on_adapter: Callable[[str | None], object],
 ) -> AsyncGenerator[bytes, None]:
     """Yield nothing once the engine has made its first token, then its data lines as frames.
 
-    Leaving early closes the connection to the engine, which frees it. Raises: EngineGone before the first token only.
+    The place is kept until the last frame. Leaving early closes the connection to the engine, which frees it.
+    Raises: EngineGone before the first token only.
     """
     counted, sent = Counted(prompt_tokens=0, completion_tokens=None), 0
 
@@ -107,12 +127,13 @@ async def _passed_on(
         nonlocal counted
         counted = news
 
-    async with services.engines.stream(url, asking, note, on_adapter) as lines:
+    async with services.engines.stream(place.url, asking, note, on_adapter) as lines:
         head: list[str] = []  # what comes before the first token may come again from another engine
         async for line in lines:
             head.append(line)
             if says_something(line):
                 break
+        place.keep()
         try:
             yield b""
             for line in head:
@@ -127,6 +148,7 @@ async def _passed_on(
         finally:  # of an answer that broke off it is known only how many pieces the client got
             made = sent if counted.completion_tokens is None else counted.completion_tokens
             account.count(counted.prompt_tokens, made)
+            place.leave()
 
 
 async def unless_client_leaves(request: AnyRequest, work: Awaitable[Value]) -> Value | None:
@@ -151,11 +173,19 @@ async def unless_client_leaves(request: AnyRequest, work: Awaitable[Value]) -> V
     return value
 
 
-def target_of(named: Named) -> Target:
-    """Return the weights that a model name stands for, as an engine is told."""
+def target_of(named: Named, project: str) -> Target:
+    """Return the weights that a model name stands for, and for whom, as an engine is told."""
     if isinstance(named, Base):
-        return Target(model=named.name, base=BaseModel(source=named.source, revision=None, fingerprint=""))
-    return Target(model=named.name, base=named.base, adapter=named.artifact, kind=named.kind, thinking=named.thinking)
+        base = BaseModel(source=named.source, revision=None, fingerprint="")
+        return Target(model=named.name, base=base, project=project)
+    return Target(
+        model=named.name,
+        base=named.base,
+        adapter=named.artifact,
+        kind=named.kind,
+        thinking=named.thinking,
+        project=project,
+    )
 
 
 HANDLERS = (create_chat_completion, refuse_other_kinds)

@@ -14,7 +14,7 @@ from rose.settings import Settings
 
 def openapi() -> dict[str, Any]:
     """Return the document that `/openapi.json` shows. The application is only described, so nothing is opened."""
-    parts = dict.fromkeys(("pool", "tailer", "blobs", "commands", "engines", "limits", "meter"))
+    parts = dict.fromkeys(("pool", "tailer", "blobs", "commands", "engines", "line", "limits", "meter"))
     app = litestar_app(Services(settings=Settings(), **cast("dict[str, Any]", parts)))
     document = app.openapi_schema.to_schema()
     document["paths"] = dict(sorted(document["paths"].items()))  # the framework keeps the paths of a handler in a set

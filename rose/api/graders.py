@@ -75,7 +75,7 @@ def _asker(request: AnyRequest, services: Services, project: str, models: dict[s
     """Return what asks this installation's models."""
 
     async def ask(model: str, messages: list[dict[str, Any]], sampling: SamplingParams) -> ModelAnswer:
-        target = target_of(models[model])
+        target = target_of(models[model], project)
         asking = {
             "model": model,
             "messages": messages,
@@ -88,7 +88,10 @@ def _asker(request: AnyRequest, services: Services, project: str, models: dict[s
         }
         try:
             answer = await ask_engine(
-                services, target.base.fingerprint, lambda url: services.engines.complete(url, asking)
+                services,
+                project,
+                target.base.fingerprint,
+                lambda place: services.engines.complete(place.url, asking),
             )
         except RoseError as error:
             long = error.code == "context_length_exceeded"

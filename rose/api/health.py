@@ -72,6 +72,7 @@ async def ready(services: TheServices) -> Response[schema.Readiness]:
         projections=views,
         trainers=kinds.count("trainer"),
         engines=kinds.count("inference"),
+        waiting_for_engine=len(services.line),
     )
     return Response(report, status_code=200 if can_work else 503)
 

@@ -86,9 +86,11 @@ def _thinks(lines: Iterable[bytes], asked: schema.PreviewFile) -> bool:
 async def _shown(
     services: Services, project: str, asked: schema.PreviewFile, lines: list[dict[str, Any]], thinking: bool
 ) -> Preview:
-    target = target_of(await find_model(services, project, asked.model))
+    target = target_of(await find_model(services, project, asked.model), project)
     wanted = {"rose": msgspec.to_builtins(target), "lines": lines, "thinking": thinking}
-    given = await ask_engine(services, target.base.fingerprint, lambda url: services.engines.preview(url, wanted))
+    given = await ask_engine(
+        services, project, target.base.fingerprint, lambda place: services.engines.preview(place.url, wanted)
+    )
     return msgspec.convert(given, Preview)
 
 

@@ -883,3 +883,5 @@ class Readiness(Struct, frozen=True, kw_only=True):
     """Each view that is read from the log: running, building or stopped."""
     trainers: int
     engines: int
+    waiting_for_engine: int
+    """Requests that wait here for a place at an engine."""

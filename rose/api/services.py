@@ -10,6 +10,7 @@ from litestar.di import NamedDependency
 from litestar.params import SkipValidation
 
 from rose.api.limits import Limits
+from rose.api.line import Line
 from rose.blobs import Blobs
 from rose.commands import Commands
 from rose.log.tail import Tailer
@@ -30,6 +31,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     blobs: Blobs
     commands: Commands
     engines: EngineClient
+    line: Line
     limits: Limits
     meter: Meter
 

@@ -92,8 +92,6 @@ class EngineClient:
         self._asking: Counter[str] = Counter()
         self._gone_at: dict[str, float] = {}
         """When an engine was last found to be away, by address (monotonic seconds)."""
-        self.waiting = 0
-        """Requests that wait for an engine to come back; rose/api/engines.py counts."""
 
     async def __aenter__(self) -> EngineClient:
         return self
@@ -103,10 +101,13 @@ class EngineClient:
     ) -> None:
         await self._client.aclose()
 
-    def choose(self, workers: Sequence[Worker], base_fingerprint: str = "") -> str:
+    def choose(
+        self, workers: Sequence[Worker], base_fingerprint: str = "", taken: Callable[[str], int] = lambda _: 0
+    ) -> str:
         """Return the address of the least busy engine, with equals of one that has the base loaded.
 
-        Announced numbers are seconds old, so this client's own calls count too. The entry of an engine that was killed
+        Announced numbers are seconds old, so this client's own calls count too, and `taken`: the places that the
+        caller has already given to requests at an address. The entry of an engine that was killed
         stands for LIVE_SECONDS: one that did not answer in that time is taken only when there is no other.
 
         Raises: EngineGone when none is there.
@@ -121,7 +122,7 @@ class EngineClient:
         def burden(engine: tuple[str, dict[str, Any]]) -> tuple[bool, int, bool]:
             url, capabilities = engine
             loaded = [base.get("fingerprint") for base in capabilities.get("bases", ())]
-            busy = max(int(capabilities.get("active_requests", 0)), self._asking[url])
+            busy = max(int(capabilities.get("active_requests", 0)), self._asking[url], taken(url))
             return self._is_gone(url, now), busy, base_fingerprint not in loaded
 
         return min(engines, key=burden)[0]

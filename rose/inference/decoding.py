@@ -70,7 +70,7 @@ class Decoding:
                 param="n" if len(rows) > 1 else "messages",
                 hint="Ask for fewer choices, or shorten the messages.",
             )
-        self.sink(Accepted(prompt_tokens=len(prompt)))
+        self.sink(Accepted(prompt_tokens=len(prompt), adapter=resident.weights_of(rows[0].adapter)))
         if max_tokens:
             self.unplaced, self._going, self._unforked = rows, rows[:1], rows[1:]
             return

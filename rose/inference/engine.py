@@ -92,7 +92,7 @@ class TorchEngine:
         self._counting = threading.Lock()
         self._bases: tuple[LoadedBase, ...] = ()
         self._meter = Meter()
-        self._rows = self._cache_bytes = self._cache_limit_bytes = 0
+        self._rows = self._waiting = self._cache_bytes = self._cache_limit_bytes = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -132,6 +132,7 @@ class TorchEngine:
             bases=self._bases,
             loading=() if loading is None else (loading.base.source,),
             max_requests=self._max_requests,
+            waiting=self._waiting,
             rows=self._rows,
             cache_bytes=self._cache_bytes,
             cache_limit_bytes=self._cache_limit_bytes,
@@ -206,7 +207,7 @@ class TorchEngine:
                     code=NotEnoughMemory.default_code,
                     retry_after_seconds=20,
                 )
-        for decoding in [d for d in self._deadlines if d.target == loaded.target]:
+        for decoding in [one for one in self._deadlines if _needs(one.target) == _needs(loaded.target)]:
             self._close(decoding, error)
 
     def _put_on(self, resident: Resident, target: Target, stored: StoredAdapter | None) -> RoseError | None:
@@ -307,6 +308,7 @@ class TorchEngine:
     def _note_load(self) -> None:
         runners = [resident.runner for resident in self._residents.values()]
         self._rows = sum(work.rows() for work in self._active)
+        self._waiting = len(self._deadlines) + sum(bool(work.unplaced) for work in self._active)
         self._cache_bytes = sum(runner.cache_bytes() for runner in runners)
         self._cache_limit_bytes = sum(runner.cache_limit_bytes() for runner in runners)
 
@@ -402,7 +404,7 @@ class TorchEngine:
             LoadedBase(
                 source=resident.located.source,
                 fingerprint=resident.located.fingerprint,
-                dtype=str(resident.runner.model.dtype).removeprefix("torch."),
+                dtype=resident.dtype,
                 adapters=tuple(resident.runner.adapters()),
                 weights=resident.runner.weights,
                 batched=resident.runner.batched,
@@ -410,6 +412,11 @@ class TorchEngine:
             )
             for resident in self._residents.values()
         )
+
+
+def _needs(target: Target) -> Target:
+    """Return what has to be loaded for a target, whoever asks. By its name: a refusal tells it."""
+    return msgspec.structs.replace(target, project="")
 
 
 def _largest(logits: torch.Tensor) -> Sequence[tuple[float, int]]:

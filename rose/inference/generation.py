@@ -14,6 +14,8 @@ FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 STOPPING = "engine_stopping"
 """Code with which an engine that ends lets go of its requests."""
+FULL = "engine_busy"
+"""Code with which an engine refuses a request for which it has no room now."""
 
 
 class EngineBusy(Unavailable):
@@ -24,7 +26,7 @@ class EngineBusy(Unavailable):
         message: str | None = None,
         *,
         retry_after_seconds: float,
-        code: str = "engine_busy",
+        code: str = FULL,
         hint: str | None = None,
     ) -> None:
         super().__init__(message, code=code, hint=hint)
@@ -53,6 +55,8 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     """The weights are there and the prompt fits; tokens follow."""
 
     prompt_tokens: int
+    adapter: str | None = None
+    """SHA-256 of the weights that are computed with: the adapter's, or the full model's; None: a base alone."""
 
 
 class Text(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +106,12 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True):
 
     logprobs: list[list[float]]
     """For each row the log-probability (nats) of its tokens after the first, each given those before it."""
+    adapter: str | None
+    """As in Accepted."""
+    weights: str
+    """Form of the linear layers' weights: fp32, fp16 or bf16."""
+    dtype: str
+    """The model's dtype, which its arithmetic has."""
 
 
 class ScoringAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +141,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Sources of the bases that are being loaded."""
     max_requests: int
     """Most requests that are accepted at a time."""
+    waiting: int = 0
+    """Requests whose model is being loaded, or for which there is no room yet."""
     rows: int = 0
     """Answers that are being written now; a request with n > 1 has several."""
     cache_bytes: int = 0
@@ -138,6 +150,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     cache_limit_bytes: int = 0
     tokens_per_second: float = 0.0
     """Tokens made, over the last ten seconds."""
+    threads: int = 0
+    """Of the process; 0 when it does not say."""
 
 
 class LoadedBase(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from rose.inference.batching.building import NotBatchable, NotInFp16, build
 from rose.inference.batching.linear import fastest_form, has_fp16
 from rose.inference.one_by_one import OneByOne
 from rose.inference.request import Target
-from rose.inference.resident import Resident
+from rose.inference.resident import FULL, Resident
 from rose.inference.rows import Runner
 from rose.language_models.adapters import StoredAdapter, read_adapter
 from rose.language_models.load import SMALL_PARAMETERS, choose_device, choose_dtype, is_out_of_memory, load_model
@@ -174,7 +174,7 @@ class Loader:
 
 def full_key(artifact: Artifact) -> str:
     """Return the key of a full model."""
-    return f"full:{artifact.sha256}"
+    return FULL + artifact.sha256
 
 
 def free_memory_bytes(device: torch.device) -> int | None:

@@ -12,6 +12,9 @@ from rose.inference.text import REPLACEMENT
 from rose.language_models.locate import LocatedBase
 from rose.language_models.template import ChatTemplate
 
+FULL = "full:"
+"""What the key of a full model begins with; the hash of its folder follows."""
+
 
 class Resident:
     """A loaded base, or a full model under the hash of its folder."""
@@ -31,6 +34,15 @@ class Resident:
         """Adapter hash -> monotonic seconds of its last use."""
         self._byte_level = "ByteLevel" in repr(self.tokenizer.backend_tokenizer.decoder)
         self._tokens: dict[int, tuple[str, list[int] | None]] = {}
+
+    def weights_of(self, adapter: str | None) -> str | None:
+        """Return the hash of the weights that a row with this adapter is computed with; None: a base alone."""
+        return adapter or (self.key.removeprefix(FULL) if self.key.startswith(FULL) else None)
+
+    @property
+    def dtype(self) -> str:
+        """Of the model's arithmetic."""
+        return str(self.runner.model.dtype).removeprefix("torch.")
 
     def touch(self, adapter: str | None) -> None:
         """Note that the model, and this adapter on it, is in use."""

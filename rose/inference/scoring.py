@@ -61,7 +61,15 @@ class Scoring:
         """See Decoding.finish."""
         if self._going:
             return False
-        self.sink(Scored(logprobs=self._logprobs))
+        assert self.resident is not None
+        self.sink(
+            Scored(
+                logprobs=self._logprobs,
+                adapter=self.resident.weights_of(adapter_key(self.target)),
+                weights=self.resident.runner.weights,
+                dtype=self.resident.dtype,
+            )
+        )
         return True
 
     def release(self) -> None:

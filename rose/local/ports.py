@@ -1,7 +1,8 @@
-"""Whether the API may and can listen where the settings say, and who has the port when not."""
+"""Whether the API and an engine may and can listen where the settings say, and who has the port when not."""
 
 from __future__ import annotations
 
+import platform
 import shutil
 import socket
 import subprocess
@@ -15,8 +16,8 @@ from rose.settings import Settings, is_inside
 _LISTEN = "0A"
 
 
-def listen(host: str, port: int, *, backlog: int = 2048) -> socket.socket:
-    """Return a listening socket.
+def listen(host: str, port: int, *, backlog: int = 2048, way_out: str | None = None) -> socket.socket:
+    """Return a listening socket. `way_out` is how to take another address than one that cannot be had.
 
     Raises: Unavailable naming who has the port and another one that is free.
     """
@@ -24,7 +25,9 @@ def listen(host: str, port: int, *, backlog: int = 2048) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
         raise Unavailable(
-            f"{host!r} is no address of this machine: {error.strerror}.", code="bad_host", hint="Change --host."
+            f"{host!r} is no address of this machine: {error.strerror}.",
+            code="bad_host",
+            hint=way_out or "Change --host.",
         ) from None
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -33,7 +36,7 @@ def listen(host: str, port: int, *, backlog: int = 2048) -> socket.socket:
         listener.listen(backlog)
     except OSError as error:
         listener.close()
-        raise _refusal(host, port, error) from None
+        raise _refusal(host, port, error, way_out) from None
     return listener
 
 
@@ -48,16 +51,35 @@ def refuse_open_door(settings: Settings) -> None:
         )
 
 
-def _refusal(host: str, port: int, error: OSError) -> Unavailable:
+def refuse_open_engine(settings: Settings) -> None:
+    """Refuse to answer other machines' requests to an engine without a token. Raises: InvalidRequest."""
+    if not is_inside(settings.inference_host) and not settings.inference_token:
+        raise InvalidRequest(
+            f"The inference engine would listen on {settings.inference_host}, open to other machines, without a token.",
+            code="no_inference_token",
+            param="inference_token",
+            hint="Set ROSE_INFERENCE_TOKEN, the same for the API and the engines, or listen on 127.0.0.1.",
+        )
+
+
+def reachable_url(host: str, port: int) -> str:
+    """Return the address under which other processes reach what listens on `host`."""
+    name = platform.node() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}"
+
+
+def _refusal(host: str, port: int, error: OSError, way_out: str | None) -> Unavailable:
     if isinstance(error, PermissionError):
         return Unavailable(
-            f"Port {port} needs rights that this account lacks.", code="port_refused", hint="Use --port 8004."
+            f"Port {port} needs rights that this account lacks.",
+            code="port_refused",
+            hint=way_out or "Use --port 8004.",
         )
     owner = owner_of(port)
     return Unavailable(
         f"Port {port} on {host} cannot be used: {f'{owner} has it' if owner else error.strerror}.",
         code="port_taken",
-        hint=f"End that program, or take another port: rose up --port {port + 1}",
+        hint=way_out or f"End that program, or take another port: rose up --port {port + 1}",
     )
 
 

@@ -73,13 +73,13 @@ class Whole(msgspec.Struct, frozen=True, kw_only=True):
 async def whole(
     settings: Callable[..., Settings], database_dsn: str, pool: Pool, fixture_base: Path
 ) -> AsyncIterator[Whole]:
-    from rose.inference.server import serve
+    from rose.app import PROCESSES
 
     given = settings(**QUICK, port=free_port(), database_url=database_dsn, inference_threads=1)
     house = House(pool, given, fixture_base)
     stop = anyio.Event()
     async with serving(given, pool) as api, house.trainer(), anyio.create_task_group() as tasks:
-        tasks.start_soon(serve, given, stop)
+        tasks.start_soon(PROCESSES["inference"], given, stop)
         await eventually(lambda: leases.workers(pool, "inference"))
         yield Whole(api=api, base=str(fixture_base))
         stop.set()

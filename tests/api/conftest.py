@@ -16,6 +16,7 @@ from openai import AsyncOpenAI
 from projections import runner
 from rose.api.app import create_app
 from rose.api.limits import Limits
+from rose.api.line import Line
 from rose.api.services import Services
 from rose.blobs import Blobs
 from rose.commands import Commands
@@ -48,6 +49,7 @@ async def serving(settings: Settings, pool: Pool, *, ring: int = RING) -> AsyncG
             blobs=Blobs(settings.blobs),
             commands=Commands(pool),
             engines=engines,
+            line=Line(engines),
             limits=Limits(settings),
             meter=meter,
         )

@@ -57,7 +57,7 @@ async def chat(
     seed_file: Path,
     request: pytest.FixtureRequest,
 ) -> AsyncIterator[Chat]:
-    from rose.inference.server import serve
+    from rose.app import PROCESSES
     from tests.inference.asking import make_adapter
 
     given: Settings = settings(
@@ -70,7 +70,7 @@ async def chat(
     )
     stop = anyio.Event()
     async with serving(given, pool) as api, anyio.create_task_group() as tasks:
-        tasks.start_soon(serve, given, stop)
+        tasks.start_soon(PROCESSES["inference"], given, stop)
         located = locate(str(fixture_base), models_dir=fixture_base.parent).base_model()
         job = await api.job(seed_file, model=str(fixture_base), suffix="red")
         trainer = Trainer(api.services, job.id, located)

@@ -6,27 +6,22 @@ The engines here play their part down to the byte; tests/local/test_engine_kille
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 import anyio
 import pytest
-from anyio.abc import SocketAttribute, SocketStream
+from anyio.abc import SocketStream
 
 from rose import leases
-from rose.api import engines
+from rose.api import engines, line
 from rose.log.pool import Pool
 from rose.settings import Settings
 from tests.api.conftest import serving
+from tests.api.played_engine import CHAT, ROLE, SPEAK, WELL, Play, answer, die, engine, stream
 from tests.api.running import Running, free_port
 from tests.eventually import eventually
 
 pytestmark = pytest.mark.anyio
-
-CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Is anybody there?"}]}
-ROLE = {"role": "assistant", "content": "", "refusal": None}
-Play = Callable[[SocketStream], Awaitable[None]]
 
 
 @pytest.fixture
@@ -36,63 +31,9 @@ async def api(settings: Callable[..., Settings], pool: Pool) -> AsyncIterator[Ru
         yield running
 
 
-@asynccontextmanager
-async def engine(api: Running, play: Play, name: str = "inference_a") -> AsyncGenerator[None]:
-    """Announce an engine that plays `play` on each connection, once it has heard the request."""
-
-    async def serve(connection: SocketStream) -> None:
-        async with connection:
-            while b'"messages"' not in await connection.receive():
-                pass
-            await play(connection)
-
-    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
-        tasks.start_soon(listener.serve, serve)
-        url = f"http://127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
-        worker = leases.Worker(id=name, kind="inference", host="here", url=url, capabilities={}, pid=1)
-        await leases.announce(api.services.pool, worker)
-        yield
-        tasks.cancel_scope.cancel()
-
-
-def answer(status: str, body: dict[str, Any], *headers: str) -> Play:
-    content = json.dumps(body).encode()
-    lines = [f"HTTP/1.1 {status}", "content-type: application/json", f"content-length: {len(content)}", *headers]
-    return lambda connection: connection.send("\r\n".join([*lines, "", ""]).encode() + content)
-
-
-def stream(*deltas: dict[str, Any], end: str = "") -> Play:
-    """Stream deltas, then `end`; without one the connection breaks off."""
-
-    async def play(connection: SocketStream) -> None:
-        await connection.send(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-        )
-        for delta in deltas:
-            choice = {"index": 0, "delta": delta, "finish_reason": None}
-            chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "tiny", "choices": [choice]}
-            await connection.send(framed(f"data: {json.dumps(chunk)}\n\n"))
-        if end:
-            await connection.send(framed(end) + b"0\r\n\r\n")
-
-    return play
-
-
-def framed(text: str) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(text.encode()), text.encode())
-
-
-async def die(connection: SocketStream) -> None:
-    """Close without an answer."""
-
-
-WELL = answer("200 OK", {"choices": []})
-SPEAK = stream(ROLE, {"content": "Yes."}, end="data: [DONE]\n\n")
-
-
 async def waits(api: Running, number: int = 1) -> None:
     async def so_many() -> bool:
-        return api.services.engines.waiting == number
+        return len(api.services.line) == number
 
     await eventually(so_many)
 
@@ -107,7 +48,7 @@ async def test_a_chat_waits_for_the_first_engine(api: Running) -> None:
         tasks.start_soon(ask)
         await waits(api)
         async with engine(api, WELL):
-            await waits(api, 0)
+            await eventually(lambda: codes)
     assert codes == [200]
 
 
@@ -123,7 +64,7 @@ async def test_an_engine_that_dies_before_the_first_token_is_not_noticed(api: Ru
         tasks.start_soon(ask)
         await waits(api)
         async with engine(api, SPEAK if streams else WELL, "inference_b"):
-            await waits(api, 0)
+            await eventually(lambda: heard)
     assert heard[0].count("assistant") == int(streams), "what the first engine had begun is not heard"
     assert "error" not in heard[0]
     assert heard[0].endswith("[DONE]\n\n" if streams else '{"choices":[]}')
@@ -150,7 +91,7 @@ async def test_an_engine_that_is_stopped_hands_on_what_it_has_not_begun(api: Run
         await waits(api)
         await leases.withdraw(api.services.pool, "inference_a")
         async with engine(api, SPEAK, "inference_b"):
-            await waits(api, 0)
+            await eventually(lambda: heard)
     assert heard[0].endswith("data: [DONE]\n\n")
 
 
@@ -196,7 +137,7 @@ async def test_who_leaves_while_waiting_is_let_go(api: Running) -> None:
 
 
 async def test_only_so_many_wait(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "MAX_WAITING", 1)
+    monkeypatch.setattr(line, "MAX_WAITING", 1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: api.http.post("/v1/chat/completions", json=CHAT))
         await waits(api)

@@ -105,14 +105,14 @@ def judge_folder(fixture_base: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 async def judge(settings: Any, database_dsn: str, pool: Pool, judge_folder: Path) -> AsyncIterator[Judge]:
-    from rose.inference.server import serve
+    from rose.app import PROCESSES
 
     given: Settings = settings(
         port=free_port(), database_url=database_dsn, device="cpu", hub_offline=True, inference_threads=1
     )
     stop = anyio.Event()
     async with serving(given, pool) as api, anyio.create_task_group() as tasks:
-        tasks.start_soon(serve, given, stop)
+        tasks.start_soon(PROCESSES["inference"], given, stop)
         await eventually(lambda: leases.workers(pool, "inference"))
         strict = api.openai.copy(_extra_kwargs={"_strict_response_validation": True})
         yield Judge(api=api, graders=strict.fine_tuning.alpha.graders, folder=str(judge_folder))

@@ -30,12 +30,12 @@ CONTENT = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 @pytest.fixture
 async def api(settings: Any, database_dsn: str, pool: Pool) -> AsyncIterator[Running]:
-    from rose.inference.server import serve
+    from rose.app import PROCESSES
 
     given: Settings = settings(port=free_port(), database_url=database_dsn, device="cpu", hub_offline=True)
     stop = anyio.Event()
     async with serving(given, pool) as running, anyio.create_task_group() as tasks:
-        tasks.start_soon(serve, given, stop)
+        tasks.start_soon(PROCESSES["inference"], given, stop)
         await eventually(lambda: leases.workers(pool, "inference"))
         yield running
         stop.set()

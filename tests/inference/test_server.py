@@ -18,11 +18,12 @@ import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
 from rose.errors import InvalidRequest, NotFound, Unavailable
+from rose.http_server import http_server
 from rose.inference.client import EngineClient
 from rose.inference.engine import TorchEngine
 from rose.inference.generation import EngineBusy, ScoringRequest
 from rose.inference.request import Target
-from rose.inference.server import EngineApp, http_server
+from rose.inference.server import EngineApp
 from rose.leases import Worker
 from tests.eventually import eventually
 from tests.inference.asking import QUESTION, World, ask, reply
