@@ -52,7 +52,7 @@ class Row:
             return
         following = self.tokens[start + 1 : start + 1 + logits.shape[0]]
         logprobs = torch.log_softmax(logits[: len(following)].float(), dim=-1)
-        chosen = torch.tensor(following, device=logits.device)
+        chosen = torch.tensor(following, dtype=torch.int64, device=logits.device)
         self.logprobs += logprobs.gather(1, chosen[:, None])[:, 0].tolist()
 
 
