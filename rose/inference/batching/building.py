@@ -48,6 +48,8 @@ def build(model: Any, *, form: str, limit_bytes: int, context_tokens: int) -> Ba
 
     Raises: NotBatchable, with the model's attention as it was; NotInFp16, after which the model is of no use.
     """
+    if form == "fp16" and not fits_fp16(model):
+        raise NotInFp16("a weight is too large for it")
     texts = _texts(model)
     with torch.inference_mode():
         expected = [model(input_ids=text[None], use_cache=False).logits[0].float() for text in texts]
@@ -61,8 +63,6 @@ def build(model: Any, *, form: str, limit_bytes: int, context_tokens: int) -> Ba
         if isinstance(error, NotBatchable):
             raise
         raise NotBatchable(_reason(error)) from error
-    if form == "fp16" and not fits_fp16(model):
-        raise NotInFp16("a weight is too large for it")
     for name, module in list(model.named_modules()):
         if type(module) is torch.nn.Linear:
             replace_layer(model, name, BatchLinear(module, form))

@@ -12,9 +12,14 @@ import torch
 from torch import Tensor
 
 
+def is_lazy(device: torch.device) -> bool:
+    """Tell whether memory of zeros is taken only where something is written."""
+    return device.type == "cpu"
+
+
 def lazy_zeros(shape: Sequence[int], like: Tensor) -> Tensor:
     """Return zeros of the dtype and on the device of `like`; a CPU's memory is taken page by page."""
-    if like.device.type != "cpu":
+    if not is_lazy(like.device):
         return torch.zeros(*shape, dtype=like.dtype, device=like.device)
     raw = np.zeros(math.prod(shape) * like.dtype.itemsize, dtype=np.uint8)
     return torch.from_numpy(raw).view(like.dtype).view(*shape)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rose.inference.batching.memory import Slots, whole_pages
+from rose.inference.batching.memory import Slots, is_lazy, whole_pages
 from rose.inference.rows import Row
 
 SMALLEST_CLASS = 256
@@ -61,7 +61,7 @@ class Pool:
         self.values: list[Tensor] = []
         self._layers = tuple(layers)
         self._like = torch.empty(0, dtype=dtype, device=device)
-        self._lazy = device.type == "cpu"
+        self._lazy = is_lazy(device)
         self._most = slots
         self._make(slots if self._lazy else min(slots, FIRST_SLOTS))
 

@@ -67,7 +67,7 @@ def test_a_family_that_batches_has_transformers_own_numbers(family: str) -> None
 def test_a_row_has_the_same_bits_alone_and_beside_others(family: str) -> None:
     runner = make_runner(make_model(family))
     assert runner.batch_invariant
-    parts = [Part(make_text(prompt + 4, seed=prompt), prompt) for prompt in (1, 64, 65, 190, 30, 3, 250)]
+    parts = [Part(make_text(prompt + 3, seed=prompt), prompt) for prompt in (1, 65, 190, 30, 250)]
     together = perform(runner, parts)
     for part, found in zip(parts, together, strict=True):
         runner.forget_prompts()
