@@ -72,7 +72,7 @@ class Queries:
 
     def __init__(self, rows: Sequence[tuple[int, int, int]], length: int, device: torch.device) -> None:
         """`rows`: number, slot and length of each, by slot."""
-        self._numbers = torch.tensor([number for number, _, _ in rows], device=device)
+        self.numbers = torch.tensor([number for number, _, _ in rows], device=device)
         self._slots = torch.tensor([slot for _, slot, _ in rows], device=device)
         self._used = rows[-1][1] + 1
         self._dense = self._used == len(rows)
@@ -82,18 +82,17 @@ class Queries:
         self._places = places
         self._masks: Masks | None = None
 
-    def attend(self, head: Head, queries: Tensor, keys: Tensor, values: Tensor, found: Tensor) -> None:
-        """Put into `found` what `queries` (both [R, H / G, G, D], of all rows of the pool) find in these."""
-        mine = queries[self._numbers]
+    def attend(self, head: Head, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return [R, H / G, G, D] for these queries of the rows."""
         if not self._dense:
-            spread = mine.new_zeros(self._used, *mine.shape[1:])
-            spread[self._slots] = mine
-            mine = spread
+            spread = queries.new_zeros(self._used, *queries.shape[1:])
+            spread[self._slots] = queries
+            queries = spread
         if self._masks is None:
             self._masks = Masks(self._places, self._length, queries.dtype)
         keys, values = (side[: self._used, :, : self._length] for side in (keys, values))
-        made = scaled_attention(mine, keys, values, self._masks.get(head.window), head)
-        found[self._numbers] = made if self._dense else made[self._slots]
+        found = scaled_attention(queries, keys, values, self._masks.get(head.window), head)
+        return found if self._dense else found[self._slots]
 
 
 class DecodingRows:
@@ -120,10 +119,18 @@ class DecodingRows:
         if query.device.type == "cpu" and not head.is_plain:
             found = self._one_by_one(head, queries, keys, values)
         else:
-            found = queries.new_empty(*queries.shape[:3], values.shape[3])
-            for part in self._together(queries, values):
-                part.attend(head, queries, keys, values, found)
+            found = self._in_parts(head, queries, keys, values)
         return found.reshape(rows, heads, -1)
+
+    def _in_parts(self, head: Head, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return [R, H / G, G, D]; nearly always there is one part."""
+        parts = self._together(queries, values)
+        if len(parts) == 1:
+            return parts[0].attend(head, queries, keys, values)
+        found = queries.new_empty(*queries.shape[:3], values.shape[3])
+        for part in parts:
+            found[part.numbers] = part.attend(head, queries[part.numbers], keys, values)
+        return found
 
     def _one_by_one(self, head: Head, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Let each row attend to its own keys alone: plain products have other bits over another length."""
