@@ -60,7 +60,12 @@ class Decoding:
         self._prompt_tokens = len(prompt)
         for index in range(request.choices):
             choice = Choice(request, index, resident, max_tokens, self._thoughts(resident, asked))
-            row = Row(prompt, adapter=adapter_key(self.target), most_tokens=len(prompt) + max_tokens)
+            row = Row(
+                prompt,
+                adapter=adapter_key(self.target),
+                most_tokens=len(prompt) + max_tokens,
+                project=self.target.project,
+            )
             self._choices[row] = choice
         rows = list(self._choices)
         if max_tokens and not resident.runner.ever_fits(rows):

@@ -264,7 +264,12 @@ class TorchEngine:
             resident = work.resident
             if resident is None or resident.key in full or work.cancelled:
                 continue
-            if resident.runner.admit(work.unplaced):
+            try:
+                there = resident.runner.admit(work.unplaced)
+            except Exception as error:  # as in _start: the device may have no memory after all
+                self._close(work, _as_rose_error(error))
+                continue
+            if there:
                 rows[work.target.project] += len(work.unplaced)
                 work.unplaced = []
             else:

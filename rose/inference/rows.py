@@ -17,8 +17,18 @@ from rose.language_models.adapters import StoredAdapter
 class Row:
     """A prompt and what is written after it, or a text whose tokens are scored. Belongs to the engine's thread."""
 
-    def __init__(self, tokens: Sequence[int], *, adapter: str | None, most_tokens: int, scored: bool = False) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[int],
+        *,
+        adapter: str | None,
+        most_tokens: int,
+        project: str = "",
+        scored: bool = False,
+    ) -> None:
         """`most_tokens`: how long the row may become, prompt included; room for them can always be found in the end."""
+        self.project = project
+        """Whose it is: what is kept of its prompt is for this project alone."""
         self.adapter = adapter
         """Hash of the adapter that reads it; None: the base alone."""
         self.most_tokens = most_tokens
@@ -52,7 +62,7 @@ class Row:
             return
         following = self.tokens[start + 1 : start + 1 + logits.shape[0]]
         logprobs = torch.log_softmax(logits[: len(following)].float(), dim=-1)
-        chosen = torch.tensor(following, device=logits.device)
+        chosen = torch.tensor(following, dtype=torch.int64, device=logits.device)
         self.logprobs += logprobs.gather(1, chosen[:, None])[:, 0].tolist()
 
 

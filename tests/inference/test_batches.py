@@ -64,6 +64,8 @@ def test_the_beginning_of_a_prompt_is_read_once_for_each_adapter(start_engine: S
     assert cached(world.red)[0] == 0, "an adapter makes other keys and values of the same text"
     assert cached(world.red)[0] == again
     assert cached(n=2, temperature=1)[0] == again
+    elsewhere = reply(engine, ask(world.target(project="other"), messages=STORY))
+    assert elsewhere.done.cached_tokens == 0, "a count would tell one project what another asked"
     assert engine.status().cache_bytes > 0
 
 

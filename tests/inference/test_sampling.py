@@ -6,9 +6,11 @@ from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rose.inference.request import Sampling
-from rose.inference.sampling import Sampler, top_logprobs
+from rose.inference.sampling import FIRST_LIKELY, Sampler, _likeliest, top_logprobs
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -20.0])
 DRAWS = 4000
@@ -67,3 +69,30 @@ def test_log_probabilities_are_of_the_plain_distribution() -> None:
     expected = torch.log_softmax(LOGITS, dim=0).tolist()
     assert value == pytest.approx(expected[2])
     assert top == [(0, pytest.approx(expected[0])), (1, pytest.approx(expected[1]))]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    size=st.sampled_from([1, 2, 255, 256, 257, 1000, 5000]),
+    sharpness=st.sampled_from([0.0, 0.3, 1.0, 3.0, 30.0]),
+    top_p=st.one_of(st.floats(0, 0.9999), st.sampled_from([0.5, 0.9, 0.99])),
+    seed=st.integers(0, 1000),
+)
+def test_the_likeliest_are_those_of_all_sorted(size: int, sharpness: float, top_p: float, seed: int) -> None:
+    """Few for a peaked distribution; for a flat one more than are looked at first."""
+    generator = torch.Generator().manual_seed(seed)
+    probabilities = torch.softmax(torch.randn(size, generator=generator) * sharpness, dim=0)
+    found, order = _likeliest(probabilities, top_p)
+    assert torch.equal(probabilities[order], found)
+    everything = probabilities.sort(descending=True).values
+    before = everything.double().cumsum(0) - everything.double()
+    kept = max(1, int((before < top_p).sum()))
+    assert abs(len(found) - kept) <= (0 if sharpness else 1) + int(size > FIRST_LIKELY)  # a sum's last bit
+    assert torch.equal(found, everything[: len(found)])
+    assert len(set(order.tolist())) == len(found)
+
+
+def test_top_p_reaches_beyond_the_tokens_that_are_looked_at_first() -> None:
+    found, _ = _likeliest(torch.full((1000,), 1e-3), 0.5)
+    assert abs(len(found) - 500) <= 1
+    assert len(found) > FIRST_LIKELY

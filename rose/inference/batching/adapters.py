@@ -9,16 +9,15 @@ N slots, M most tokens of one adapter in a step, r rank.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rose.errors import InvalidRequest
+from rose.inference.batching.memory import lazy_zeros
 from rose.language_models.adapters import StoredAdapter
 
 SMALLEST_RANK = 8
@@ -47,9 +46,9 @@ class Stack:
     """One layer's adapters of one rank class."""
 
     def __init__(self, slots: int, inputs: int, outputs: int, rank: int, like: Tensor) -> None:
-        self.a = _zeros((slots, inputs, rank), like)
+        self.a = lazy_zeros((slots, inputs, rank), like)
         """[N, in, r]"""
-        self.b = _zeros((slots, rank, outputs), like)
+        self.b = lazy_zeros((slots, rank, outputs), like)
         """[N, r, out], with the adapter's scale in it."""
 
     def write(self, slot: int, a: Tensor, b: Tensor, scale: float) -> None:
@@ -184,7 +183,9 @@ class Assignment:
     parts: dict[int, list[_Part]] = field(default_factory=dict[int, list[_Part]])
 
     def add(self, stacks: Mapping[int, Stack], x: Tensor, y: Tensor) -> None:
-        """Add to y [1, T, out] what a layer's adapters make of x [1, T, in]."""
+        """Add to y [1, T, out] what a layer's adapters make of x [1, T, in]; without the 1 in some experts."""
+        if x.dim() == 2:
+            x, y = x[None], y[None]
         for rank, stack in stacks.items():
             decoding = self.decoding.get(rank)
             if decoding is not None:
@@ -220,17 +221,25 @@ class Adapters:
             self._classes[rank] = RankClass(rank, ALL_SLOTS if first.device.type == "cpu" else FIRST_SLOTS)
         into = self._classes[rank]
         slot = into.add(key)
+        try:
+            self._write(into, slot, stored)
+        except Exception:  # of whatever kind, as too little memory: the slot is free again
+            into.remove(key)
+            raise
+        self._ranks[key] = rank
+
+    def _write(self, into: RankClass, slot: int, stored: StoredAdapter) -> None:
+        """Fill a slot in all layers of a rank class."""
         for name in stored.layers:
             if name not in into.stacks:
                 layer = self._layers[name]
-                into.stacks[name] = Stack(into.capacity, layer.inputs, layer.outputs, rank, layer.example)
-                layer.stacks[rank] = into.stacks[name]
+                into.stacks[name] = Stack(into.capacity, layer.inputs, layer.outputs, into.rank, layer.example)
+                layer.stacks[into.rank] = into.stacks[name]
         for name, stack in into.stacks.items():
             if name in stored.layers:
                 stack.write(slot, *stored.layers[name], stored.scale)
             else:
                 stack.clear(slot)
-        self._ranks[key] = rank
 
     def remove(self, key: str) -> None:
         """See Runner.remove_adapter."""
@@ -261,7 +270,8 @@ class Adapters:
         """Refuse an adapter of another model. Raises: InvalidRequest."""
         for name, (a, b) in stored.layers.items():
             layer = self._layers.get(name)
-            if layer is None or a.shape[1] != layer.inputs or b.shape[0] != layer.outputs:
+            shapes = None if layer is None else ((stored.rank, layer.inputs), (layer.outputs, stored.rank))
+            if shapes != (tuple(a.shape), tuple(b.shape)):
                 raise InvalidRequest(
                     f"The adapter's weights for {name} have another shape than the model's."
                     if layer is not None
@@ -289,11 +299,3 @@ def _decoding(slots: Sequence[int], tokens: Sequence[int], span: int, device: to
         run=slice(tokens[0], tokens[-1] + 1) if tokens[-1] - tokens[0] == len(tokens) - 1 else None,
         places=torch.tensor([slot * rows + row for slot, row in places], device=device),
     )
-
-
-def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return zeros; on a CPU the system takes memory only where something is written."""
-    if like.device.type != "cpu":
-        return torch.zeros(shape, dtype=like.dtype, device=like.device)
-    raw = np.zeros(math.prod(shape) * like.dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(raw).view(like.dtype).view(shape)

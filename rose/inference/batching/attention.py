@@ -12,6 +12,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from rose.inference.batching.adapters import Assignment
 from rose.inference.batching.room import LENGTH_STEP, LayerShape, Pool
 from rose.inference.rows import Row
 
+LONG_STEP = 512
+"""torch's attention takes so many keys at a time."""
 NAME = "rose_rows"
 """Of the attention in transformers' interface."""
 
@@ -37,6 +40,11 @@ class Head:
     softcap: float | None
     sinks: Tensor | None
     """[H]: a score per head that takes part in the softmax and has no value."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether torch's own attention computes it."""
+        return self.softcap is None and self.sinks is None
 
 
 class Masks:
@@ -59,23 +67,47 @@ class Masks:
         return self._made[window]
 
 
+class Queries:
+    """Rows of one pool that attend together, over keys of one length."""
+
+    def __init__(self, rows: Sequence[tuple[int, int, int]], length: int, device: torch.device) -> None:
+        """`rows`: number, slot and length of each, by slot."""
+        self.numbers = torch.tensor([number for number, _, _ in rows], device=device)
+        self._slots = torch.tensor([slot for _, slot, _ in rows], device=device)
+        self._used = rows[-1][1] + 1
+        self._dense = self._used == len(rows)
+        self._length = length
+        places = torch.zeros(self._used, 1, 1, 1, dtype=torch.int64, device=device)  # who does not attend: one key
+        places[self._slots] = torch.tensor([length - 1 for _, _, length in rows], device=device)[:, None, None, None]
+        self._places = places
+        self._masks: Masks | None = None
+
+    def attend(self, head: Head, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return [R, H / G, G, D] for these queries of the rows."""
+        if not self._dense:
+            spread = queries.new_zeros(self._used, *queries.shape[1:])
+            spread[self._slots] = queries
+            queries = spread
+        if self._masks is None:
+            self._masks = Masks(self._places, self._length, queries.dtype)
+        keys, values = (side[: self._used, :, : self._length] for side in (keys, values))
+        found = scaled_attention(queries, keys, values, self._masks.get(head.window), head)
+        return found if self._dense else found[self._slots]
+
+
 class DecodingRows:
     """Rows of one size class with one token each."""
 
-    def __init__(self, pool: Pool, rows: Sequence[Row], start: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, pool: Pool, rows: Sequence[Row], start: int, device: torch.device) -> None:
         """`rows`, by slot, have the tokens from `start` on."""
         self.start, self.end = start, start + len(rows)
         self._pool = pool
-        slots = [row.place.slot for row in rows]
-        longest = max(row.read for row in rows) + 1
-        self._slots = torch.tensor(slots, device=device)
+        self._device = device
+        self._rows = [(number, row.place.slot, row.read + 1) for number, row in enumerate(rows)]
+        self._slots = torch.tensor([slot for _, slot, _ in self._rows], device=device)
         self._places = torch.tensor([row.read for row in rows], device=device)
-        self._used = slots[-1] + 1
-        self._length = _rounded(longest)
-        self._dense = self._used == len(rows)
-        places = torch.zeros(self._used, dtype=torch.int64, device=device)  # of a slot that does not decode: one key
-        places[self._slots] = self._places
-        self._masks = Masks(places[:, None, None, None], self._length, dtype)
+        self._parts: dict[tuple[int, int, int], list[Queries]] = {}
+        """By the kind of head."""
 
     def attend(self, layer: int, head: Head, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return [R, H, D] for `query` [R, H, D] and `key`, `value` [R, H / G, D] of the rows' tokens."""
@@ -84,13 +116,44 @@ class DecodingRows:
         values[self._slots, :, self._places] = value
         rows, heads, width = query.shape
         queries = query.reshape(rows, keys.shape[1], -1, width)
-        if not self._dense:
-            spread = queries.new_zeros(self._used, *queries.shape[1:])
-            spread[self._slots] = queries
-            queries = spread
-        keys, values = (side[: self._used, :, : self._length] for side in (keys, values))
-        found = scaled_attention(queries, keys, values, self._masks.get(head.window), head)
-        return (found if self._dense else found[self._slots]).reshape(rows, heads, -1)
+        if query.device.type == "cpu" and not head.is_plain:
+            found = self._one_by_one(head, queries, keys, values)
+        else:
+            found = self._in_parts(head, queries, keys, values)
+        return found.reshape(rows, heads, -1)
+
+    def _in_parts(self, head: Head, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return [R, H / G, G, D]; nearly always there is one part."""
+        parts = self._together(queries, values)
+        if len(parts) == 1:
+            return parts[0].attend(head, queries, keys, values)
+        found = queries.new_empty(*queries.shape[:3], values.shape[3])
+        for part in parts:
+            found[part.numbers] = part.attend(head, queries[part.numbers], keys, values)
+        return found
+
+    def _one_by_one(self, head: Head, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Let each row attend to its own keys alone: plain products have other bits over another length."""
+        found: list[Tensor] = []
+        for number, slot, length in self._rows:
+            first = 0 if head.window is None else max(0, length - head.window)
+            own = slice(slot, slot + 1), slice(None), slice(first, length)
+            found.append(scaled_attention(queries[number : number + 1], keys[own], values[own], None, head))
+        return torch.cat(found)
+
+    def _together(self, queries: Tensor, values: Tensor) -> list[Queries]:
+        """Return who attends with whom: all, but for those of which no good length has room in a slot."""
+        kind = queries.shape[2], queries.shape[3], values.shape[3]
+        if kind not in self._parts:
+            lengths = [_rounded(length) for _, _, length in self._rows]
+            if self._device.type == "cpu":
+                lengths = [good_length(length, *kind, queries.dtype) for length in lengths]
+            capacity = self._pool.capacity
+            both = [row for row in zip(self._rows, lengths, strict=True) if row[1] <= capacity]
+            over = [row for row, length in zip(self._rows, lengths, strict=True) if length > capacity]
+            parts = [([row for row, _ in both], max((length for _, length in both), default=0)), (over, capacity)]
+            self._parts[kind] = [Queries(rows, length, self._device) for rows, length in parts if rows]
+        return self._parts[kind]
 
 
 class Chunk:
@@ -196,14 +259,15 @@ def rows_attention(
     return current.step.attend(module.layer_idx, head, query, key, value), None
 
 
-def scaled_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, head: Head) -> Tensor:
+def scaled_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, head: Head) -> Tensor:
     """Return softmax(query keyᵀ · scaling + mask) value for [N, H / G, queries, D] and [N, H / G, L, D]."""
-    if head.softcap is None and head.sinks is None:
+    if head.is_plain:
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=head.scaling)
     scores = query @ key.transpose(-1, -2) * head.scaling
     if head.softcap is not None:
         scores = torch.tanh(scores / head.softcap) * head.softcap
-    scores = scores + mask
+    if mask is not None:
+        scores = scores + mask
     if head.sinks is None:
         return torch.softmax(scores.float(), dim=-1).to(value.dtype) @ value
     # A group's heads lie one after another, each with as many queries as the others.
@@ -211,6 +275,28 @@ def scaled_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, he
     sinks = sinks.repeat_interleave(query.shape[2] // sinks.shape[2], dim=2).expand(query.shape[0], -1, -1, -1)
     weights = torch.softmax(torch.cat([scores, sinks.to(scores.dtype)], dim=-1).float(), dim=-1)
     return weights[..., :-1].to(value.dtype) @ value
+
+
+@cache
+def good_length(length: int, group: int, key_width: int, value_width: int, dtype: torch.dtype) -> int:
+    """Return the length of keys, not below `length`, over which torch's attention has the bits that it has over longer.
+
+    With four queries or more in a group, products add in another order over some lengths. Found on the machine.
+    """
+    longest = math.ceil(length / LONG_STEP) * LONG_STEP
+    generator = torch.Generator().manual_seed(0)
+    query, keys, values = (
+        torch.randn(1, 1, count, width, generator=generator).to(dtype)
+        for count, width in ((group, key_width), (longest, key_width), (longest, value_width))
+    )
+
+    def attend(over: int, valid: int) -> Tensor:
+        mask = torch.zeros(1, 1, 1, over, dtype=dtype)
+        mask[..., valid:] = -math.inf
+        return functional.scaled_dot_product_attention(query, keys[:, :, :over], values[:, :, :over], attn_mask=mask)
+
+    candidates = range(_rounded(length), longest, LENGTH_STEP)
+    return next((one for one in candidates if torch.equal(attend(one, one), attend(longest, one))), longest)
 
 
 def _rounded(length: int) -> int:

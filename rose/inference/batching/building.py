@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rose.inference.batching.attention import NAME, Recording, current
-from rose.inference.batching.linear import BatchLinear
+from rose.inference.batching.linear import BatchLinear, fits_fp16
 from rose.inference.batching.model import MAX_ROWS, BatchedModel
 from rose.inference.batching.room import SMALLEST_CLASS, LayerShape, Room
 from rose.inference.rows import Row
@@ -48,6 +48,8 @@ def build(model: Any, *, form: str, limit_bytes: int, context_tokens: int) -> Ba
 
     Raises: NotBatchable, with the model's attention as it was; NotInFp16, after which the model is of no use.
     """
+    if form == "fp16" and not fits_fp16(model):
+        raise NotInFp16("a weight is too large for it")
     texts = _texts(model)
     with torch.inference_mode():
         expected = [model(input_ids=text[None], use_cache=False).logits[0].float() for text in texts]
@@ -60,19 +62,23 @@ def build(model: Any, *, form: str, limit_bytes: int, context_tokens: int) -> Ba
         model.set_attn_implementation(before)
         if isinstance(error, NotBatchable):
             raise
-        raise NotBatchable(" ".join(str(error).split())[:200] or type(error).__name__) from error
+        raise NotBatchable(_reason(error)) from error
     for name, module in list(model.named_modules()):
         if type(module) is torch.nn.Linear:
             replace_layer(model, name, BatchLinear(module, form))
     if form == "fp16":
         try:
             _compare(BatchedModel(model, room, weights=form, chunk_tokens=PROOF_CHUNK), texts, expected, FP16_BOUND)
-        except NotBatchable as error:
-            raise NotInFp16(str(error)) from error
+        except Exception as error:  # as above: a model may do anything with a weight
+            raise NotInFp16(_reason(error)) from error
     runner = BatchedModel(model, room, weights=form)
     runner.batch_invariant = model.device.type == "cpu" and _is_invariant(runner)
     runner.forget_prompts()
     return runner
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _texts(model: Any) -> list[Tensor]:
@@ -89,18 +95,26 @@ def _prepare(model: Any, limit_bytes: int, context_tokens: int) -> Room:
         raise NotBatchable(f"it has layers of the kind {', '.join(sorted(strange))}")
     model.set_attn_implementation(NAME)
     recording = Recording()
-    current.step = recording
-    try:
-        ids = torch.zeros(1, 4, dtype=torch.int64, device=model.device)
-        with torch.inference_mode():
-            model(input_ids=ids, position_ids=torch.arange(4, device=model.device)[None], use_cache=False)
-    finally:
-        current.step = None
+    near, far = (_recorded(model, recording, last) for last in (3, context_tokens - 1))
     layers = [recording.layers[number] for number in range(len(recording.layers))]
     if not layers:
         raise NotBatchable("its attention is its own")
     _check_windows(config, recording.windows)
+    if not torch.allclose(near, far, atol=BOUNDS[model.dtype]):
+        raise NotBatchable("how it counts places depends on the longest text")
     return _room(model, layers, limit_bytes, context_tokens)
+
+
+def _recorded(model: Any, recording: Recording, last: int) -> Tensor:
+    """Return the log-probabilities after the tokens at places 0, 1 and 2, where another one stands at place `last`."""
+    current.step = recording
+    try:
+        places = torch.tensor([[0, 1, 2, last]], device=model.device)
+        with torch.inference_mode():
+            logits = model(input_ids=_texts(model)[0][None, :4], position_ids=places, use_cache=False).logits[0, :3]
+    finally:
+        current.step = None
+    return logits.float().log_softmax(-1)
 
 
 def _check_windows(config: Any, windows: dict[int, int | None]) -> None:

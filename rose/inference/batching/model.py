@@ -5,18 +5,21 @@ T tokens of a step, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from rose.inference.batching.adapters import Adapters
 from rose.inference.batching.attention import Chunk, DecodingRows, Step, current
 from rose.inference.batching.linear import BatchLinear
 from rose.inference.batching.prefixes import Prefixes
 from rose.inference.batching.room import Pool, Room
-from rose.inference.batching.sizes import GoodSizes, Product
+from rose.inference.batching.sizes import MOST_ADDED, GoodSizes, Product
 from rose.inference.rows import Row
 from rose.language_models.adapters import StoredAdapter
 
@@ -27,6 +30,8 @@ TOKENS_ALONE = 256
 TOKENS_BESIDE = 128
 """Prompt tokens in a step beside rows that do: about as long as three steps without."""
 MAX_ROWS = 64
+VECTOR = 64
+"""Numbers; what a step's numbers leave over by it goes another way through an activation than the others."""
 
 
 class BatchedModel:
@@ -45,19 +50,13 @@ class BatchedModel:
         self._prefixes = Prefixes(room, chunk_tokens)
         embedding = model.get_input_embeddings().weight
         self._device, self._dtype = embedding.device, embedding.dtype
-        linears = {name: one for name, one in model.named_modules() if isinstance(one, BatchLinear)}
-        self._adapters = Adapters(linears)
+        self._adapters = Adapters({name: one for name, one in model.named_modules() if isinstance(one, BatchLinear)})
         head = model.get_output_embeddings()
-        self._sizes = self._good_sizes([one for one in linears.values() if one is not head], TOKENS_ALONE + MAX_ROWS)
-        self._head_sizes = self._good_sizes([head] if isinstance(head, BatchLinear) else [], MAX_ROWS)
-
-    def _good_sizes(self, linears: Sequence[BatchLinear], most_rows: int) -> GoodSizes | None:
-        """Return the good sizes for these layers; None where no bits are promised."""
-        if self._device.type != "cpu":
-            return None
-        kinds = {(one.outputs, one.inputs): one for one in linears}
-        products = [Product(one.inputs, one.product) for one in kinds.values()]
-        return GoodSizes(products, dtype=self._dtype, most_rows=most_rows)
+        inner = _products([one for one in model.modules() if one is not head])
+        between = {Product(width, _activations) for width, _ in inner if 1 < _vectors(width) <= MOST_ADDED}
+        exact = self._device.type == "cpu"
+        self._sizes = GoodSizes([*inner.values(), *between], dtype=self._dtype) if exact else None
+        self._head_sizes = GoodSizes(list(_products([head]).values()), dtype=self._dtype) if exact else None
 
     def admit(self, rows: Sequence[Row]) -> bool:
         """See Runner.admit."""
@@ -165,7 +164,7 @@ class BatchedModel:
         while start < len(decoding):
             pool: Pool = decoding[start].place.pool
             rows = [row for row in decoding[start:] if row.place.pool is pool]
-            classes.append(DecodingRows(pool, rows, start, self._device, self._dtype))
+            classes.append(DecodingRows(pool, rows, start, self._device))
             start += len(rows)
         parts = [(chunk.row.adapter, chunk.start, chunk.end) for chunk in chunks]
         adapters = self._adapters.assign([row.adapter for row in decoding], parts, self._device)
@@ -190,6 +189,21 @@ class BatchedModel:
                 ready.append(row)
                 places.append(at - 1)
         return ready, logits[: len(ready)] if places == list(range(len(ready))) else logits[places]
+
+
+def _products(modules: Sequence[Any]) -> dict[tuple[int, int], Product]:
+    """Return one product of each kind (outputs, inputs)."""
+    found = {(one.outputs, one.inputs): Product(one.inputs, one.product) for one in modules if type(one) is BatchLinear}
+    return found | {(one.nf, one.nx): Product(one.nx, one) for one in modules if isinstance(one, Conv1D)}
+
+
+def _activations(x: Tensor) -> Tensor:
+    return torch.cat([functional.silu(x), functional.gelu(x), functional.gelu(x, approximate="tanh")], dim=-1)
+
+
+def _vectors(width: int) -> int:
+    """Return how many rows of this width fill whole vectors."""
+    return VECTOR // math.gcd(VECTOR, width)
 
 
 def _wanted(decoding: int, chunks: Sequence[Chunk]) -> list[int]:

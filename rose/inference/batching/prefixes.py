@@ -2,6 +2,7 @@
 
 Only whole chunks of a prompt are kept and taken, cut where every prompt is cut: what a row copies has the bits that it
 would have made itself. Each adapter (and the base) has its own, since it makes other keys and values of the same text.
+So has each project: none learns from a count or a time what another one asked.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from rose.inference.rows import Row
 SHARE = 2
 """At most the limit of the cache divided by this is kept; rows that need the memory get it at once."""
 
-_Key = tuple["int | str | None", tuple[int, ...]]
-"""The number of the chunk before it, or the adapter of a first one, and the chunk's tokens."""
+_Begin = tuple[str, "str | None"]
+"""Project and adapter."""
+_Key = tuple["int | _Begin", tuple[int, ...]]
+"""The number of the chunk before it, or whose a first one is, and the chunk's tokens."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Prefixes:
         """Copy the longest beginning that is known into the new row's place; one token at least stays to be read."""
         place: Place = row.place
         taken: list[_Key] = []
-        before: int | str | None = row.adapter
+        before: int | _Begin = (row.project, row.adapter)
         for start in range(0, row.prompt_tokens - self._tokens, self._tokens):
             key = (before, tuple(row.tokens[start : start + self._tokens]))
             chunk = self._chunks.get(key)
@@ -71,7 +74,7 @@ class Prefixes:
         before = self._chunks.get(row.prefix[-1]) if row.prefix else None
         if row.prefix and before is None:
             return
-        key = (row.adapter if before is None else before.number, tuple(row.tokens[start:end]))
+        key = ((row.project, row.adapter) if before is None else before.number, tuple(row.tokens[start:end]))
         if key not in self._chunks:
             place: Place = row.place
             sides = [

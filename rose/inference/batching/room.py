@@ -8,21 +8,21 @@ H key-value heads, T tokens of capacity, D width of a head.
 
 from __future__ import annotations
 
-import math
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from rose.inference.batching.memory import Slots, is_lazy, whole_pages
 from rose.inference.rows import Row
 
 SMALLEST_CLASS = 256
 """Tokens; smaller ones would only make more classes, each with an attention of its own in every step."""
 LENGTH_STEP = 64
 """Attention goes over lengths rounded up to a multiple: then a row's bits do not depend on how long others are."""
-_PAGE = 4096
+FIRST_SLOTS = 4
+"""Of a class on a device whose memory is taken at once; they double, and halve when three quarters are free."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Place:
 
 
 class Pool:
-    """All slots of one capacity. Memory is taken by the system when a slot is written, and given back with it."""
+    """All slots of one capacity. A CPU's memory is taken when a slot is written, and given back with it."""
 
     def __init__(
         self, capacity: int, slots: int, layers: Sequence[LayerShape], dtype: torch.dtype, device: torch.device
@@ -56,41 +56,52 @@ class Pool:
         self.capacity = capacity
         self.rows: list[Row] = []
         """The row in each slot in use."""
-        page = _PAGE // dtype.itemsize
-        numbers = math.ceil(sum(layer.numbers for layer in layers) * capacity / page) * page
-        self.slot_bytes = numbers * dtype.itemsize
-        self._map: mmap.mmap | None = None
-        if device.type == "cpu":
-            self._map = mmap.mmap(-1, slots * self.slot_bytes)
-            flat = torch.frombuffer(self._map, dtype=dtype)
-        else:
-            flat = torch.zeros(slots * numbers, dtype=dtype, device=device)
         self.keys: list[Tensor] = []
         """By layer, [slots, H, T, D]."""
         self.values: list[Tensor] = []
+        self._layers = tuple(layers)
+        self._like = torch.empty(0, dtype=dtype, device=device)
+        self._lazy = is_lazy(device)
+        self._most = slots
+        self._make(slots if self._lazy else min(slots, FIRST_SLOTS))
+
+    def _make(self, slots: int) -> None:
+        """Set aside so many slots, and move what is there into them."""
+        before = [*self.keys, *self.values]
+        numbers = whole_pages(sum(layer.numbers for layer in self._layers) * self.capacity, self._like.dtype)
+        self._slots = Slots(slots, numbers, self._like)
+        self.count = slots
+        self.keys, self.values = [], []
         start = 0
-        for layer in layers:
+        for layer in self._layers:
             for views, width in ((self.keys, layer.key_width), (self.values, layer.value_width)):
-                strides = (numbers, capacity * width, width, 1)
-                views.append(flat.as_strided((slots, layer.heads, capacity, width), strides, start))
-                start += layer.heads * capacity * width
+                shape, strides = (slots, layer.heads, self.capacity, width), (numbers, self.capacity * width, width, 1)
+                views.append(self._slots.numbers.as_strided(shape, strides, start))
+                start += layer.heads * self.capacity * width
+        for old, new in zip(before, [*self.keys, *self.values], strict=False):
+            new[: len(self.rows)] = old[: len(self.rows)]
 
     def take(self, row: Row) -> None:
         """Give `row` the next slot."""
+        if len(self.rows) == self.count:
+            self._make(min(2 * self.count, self._most))
         row.place = Place(self, len(self.rows))
         self.rows.append(row)
 
     def free(self, row: Row) -> None:
         """Take the slot of `row` back; the last row fills the hole."""
         hole, last = row.place.slot, len(self.rows) - 1
+        self._slots.clear(hole)  # a masked NaN would still be one
         if hole != last:
             moved = self.rows[last]
             self.copy(Place(self, last), Place(self, hole), moved.read)
             self.rows[hole] = moved
             moved.place = Place(self, hole)
+            self._slots.clear(last)
         self.rows.pop()
-        self._clear(last)
         row.place = None
+        if not self._lazy and self.count > FIRST_SLOTS and 4 * len(self.rows) <= self.count:
+            self._make(max(FIRST_SLOTS, self.count // 2))
 
     @staticmethod
     def copy(source: Place, target: Place, tokens: int) -> None:
@@ -98,15 +109,6 @@ class Pool:
         for sides in ("keys", "values"):
             for one, other in zip(getattr(source.pool, sides), getattr(target.pool, sides), strict=True):
                 other[target.slot, :, :tokens] = one[source.slot, :, :tokens]
-
-    def _clear(self, slot: int) -> None:
-        """Make a slot zeros again: a masked NaN would still be one."""
-        if self._map is not None:
-            self._map.madvise(mmap.MADV_DONTNEED, slot * self.slot_bytes, self.slot_bytes)
-        else:
-            for views in (self.keys, self.values):
-                for view in views:
-                    view[slot].zero_()
 
 
 class Room:
@@ -149,11 +151,10 @@ class Room:
 
     def admit(self, rows: Sequence[Row]) -> bool:
         """See Runner.admit."""
-        new = [self.capacity_for(row.prompt_tokens + 1) for row in rows]
-        claims = [(capacity, self.capacity_for(row.most_tokens)) for capacity, row in zip(new, rows, strict=True)]
+        claims = [self._claim(row) for row in rows]
         if len(self._rows) + len(rows) > self._slots or not self._is_safe([*self._claims(), *claims]):
             return False
-        for row, capacity in zip(rows, new, strict=True):
+        for row, (capacity, _) in zip(rows, claims, strict=True):
             self._pool(capacity).take(row)
             self._rows.append(row)
             self.held_bytes += capacity * self.token_bytes
@@ -161,7 +162,7 @@ class Room:
 
     def ever_fits(self, rows: Sequence[Row]) -> bool:
         """Tell whether these rows get places when nobody else has one."""
-        claims = [(self.capacity_for(row.prompt_tokens + 1), self.capacity_for(row.most_tokens)) for row in rows]
+        claims = [self._claim(row) for row in rows]
         return len(rows) <= self._slots and self._is_safe(claims)
 
     def grow(self, row: Row) -> bool:
@@ -199,6 +200,11 @@ class Room:
             slots = min(self._slots, fitting) + 1  # one more: a row that moves is in two for a moment
             self._pools[capacity] = Pool(capacity, slots, self.layers, self._dtype, self._device)
         return self._pools[capacity]
+
+    def _claim(self, row: Row) -> tuple[int, int]:
+        """As _claims, of a row that comes; one that is only read needs no room for a token after it."""
+        most = self.capacity_for(row.most_tokens)
+        return min(self.capacity_for(row.prompt_tokens + 1), most), most
 
     def _claims(self) -> list[tuple[int, int]]:
         """Return what each row has and the most that it may need, in tokens of capacity."""

@@ -28,14 +28,13 @@ class Product:
 class GoodSizes:
     """Rounds a number of rows up to the next good one."""
 
-    def __init__(self, products: Sequence[Product], *, dtype: torch.dtype, most_rows: int) -> None:
-        rows = -(-(most_rows + MOST_ADDED) // BLOCK_ROWS) * BLOCK_ROWS
+    def __init__(self, products: Sequence[Product], *, dtype: torch.dtype) -> None:
         generator = torch.Generator().manual_seed(0)
         self._products = [
-            (product, torch.randn(rows, product.inputs, generator=generator).to(dtype)) for product in products
+            (product, torch.randn(BLOCK_ROWS, product.inputs, generator=generator).to(dtype)) for product in products
         ]
-        self._expected: list[list[Tensor]] = [[] for _ in products]
-        """For each product what the blocks of its input give."""
+        self._expected: list[Tensor] = []
+        """For each product what the block gives."""
         self._known: dict[int, int] = {}
 
     def at_least(self, rows: int) -> int:
@@ -46,11 +45,11 @@ class GoodSizes:
         return self._known[rows]
 
     def _is_good(self, rows: int) -> bool:
-        for number, (product, x) in enumerate(self._products):
-            blocks = self._expected[number]
-            while len(blocks) * BLOCK_ROWS < rows:
-                start = len(blocks) * BLOCK_ROWS
-                blocks.append(product.apply(x[start : start + BLOCK_ROWS]))
-            if not torch.equal(product.apply(x[:rows]), torch.cat(blocks)[:rows]):
-                return False
-        return True
+        """Tell whether the block's rows, repeated to so many, give what the block gives."""
+        if not self._expected:
+            self._expected = [product.apply(x) for product, x in self._products]
+        blocks = -(-rows // BLOCK_ROWS)
+        return all(
+            torch.equal(product.apply(x.repeat(blocks, 1)[:rows]), expected.repeat(blocks, 1)[:rows])
+            for (product, x), expected in zip(self._products, self._expected, strict=True)
+        )
