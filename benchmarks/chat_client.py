@@ -6,6 +6,7 @@ It asks over a plain socket, since a full HTTP client would take a part of the c
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -55,7 +56,7 @@ class Reply(msgspec.Struct, kw_only=True):
     @property
     def gaps(self) -> list[float]:
         """Seconds between one text and the next."""
-        return [later - earlier for earlier, later in zip(self.arrivals, self.arrivals[1:], strict=False)]
+        return [later - earlier for earlier, later in itertools.pairwise(self.arrivals)]
 
 
 class _Delta(msgspec.Struct, frozen=True):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -67,6 +68,23 @@ def sample(roots: Iterable[int] = ()) -> Sample:
         own_seconds=_family_seconds(os.getpid()),
         seconds={root: _family_seconds(root) for root in roots},
     )
+
+
+@contextmanager
+def halted(roots: Iterable[int]) -> Generator[None]:
+    """Stop the clock of processes and of all below them as long as the context lasts."""
+    processes = [process for root in roots for process in _family(root)]
+    _signal(processes, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _signal(processes, signal.SIGCONT)
+
+
+def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
+            process.send_signal(number)
 
 
 def resident_bytes(root: int) -> int:

@@ -23,6 +23,8 @@ from benchmarks.serving_exact import compare
 
 ADAPTERS = 8
 WARM_TOKENS = 4
+QUESTIONS = 10_000
+"""Between the first question of a scenario and that of the next."""
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,13 +63,16 @@ async def turns(contest: Contest, scenario: Scenario) -> dict[str, list[Run]]:
     """Run a scenario on each server in turns, until each has enough runs that count or twice as many in all."""
     pairs, most = contest.options.pairs, contest.options.max_others
     found: dict[str, list[Run]] = {server.name: [] for server in contest.servers}
+    streams, adapters = scenario.streams, scenario.adapters
+    first = QUESTIONS * (1 + list(SCENARIOS).index(scenario.key))  # no question twice: servers keep what they have read
     for server in contest.servers:
-        await run_streams(contest, server, scenario.streams, scenario.adapters, 2 * pairs, WARM_TOKENS)
+        await run_streams(contest, server, streams, adapters, first, WARM_TOKENS)
     for number in range(2 * pairs):
         if number >= pairs and all(sum(run.others <= most for run in runs) >= pairs for runs in found.values()):
             break
+        first += streams
         for server in contest.servers:
-            run = await run_streams(contest, server, scenario.streams, scenario.adapters, number)
+            run = await run_streams(contest, server, streams, adapters, first, contest.options.tokens)
             found[server.name].append(run)
             print(line(server, scenario.name, run), flush=True)
     return found
@@ -126,7 +131,7 @@ async def measure() -> None:
             publish(given.dry, f"serving_exact_{given.model}", what, EXACT_COLUMNS, await compare(ready))
         if given.exact != "only":
             table = [row for scenario in scenarios for row in await measured(ready, scenario)]
-            what = f"{__doc__.splitlines()[0]} {heading} {given.tokens} tokens each; ratio: to the last server."
+            what = f"{(__doc__ or '').splitlines()[0]} {heading} {given.tokens} tokens each; ratio: to the last server."
             publish(given.dry, f"serving_{given.model}", what, COLUMNS, table)
 
 

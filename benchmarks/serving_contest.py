@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext
 from typing import Any
 
 import msgspec
@@ -13,7 +13,7 @@ import msgspec
 from benchmarks.chat_client import Reply, ask
 from benchmarks.contestants import Rose, Server, Vllm, answer_one, wait_until_up
 from benchmarks.figures import median
-from benchmarks.processor_time import sample, shares
+from benchmarks.processor_time import halted, sample, shares
 from benchmarks.serving_world import MODELS, World, build, question
 from benchmarks.streams_under_training import tree_of
 from rose.domain.artifacts import Artifact
@@ -50,6 +50,11 @@ class Contest(msgspec.Struct, frozen=True, kw_only=True):
         """The one from this tree."""
         return self.servers[0]
 
+    def alone(self, server: Server) -> AbstractContextManager[None]:
+        """Halt the servers that are not asked: an idle vLLM uses most of a core, which the other side would lack."""
+        idle = [one.pid for one in self.servers if one is not server]
+        return nullcontext() if self.options.leave_idle else halted(idle)
+
     async def heading(self) -> str:
         """Say which model, threads and weights are measured."""
         told = "; ".join([await server.about() for server in self.servers])
@@ -68,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--rose-set", action="append", default=[], metavar="NAME=VALUE", help="ROSE's environment")
     options.add_argument("--vllm-threads", type=int, help="bound to the first cores; default: as vLLM sees fit")
     options.add_argument("--vllm-dtype", default="float32", choices=("float32", "bfloat16"))
+    options.add_argument("--leave-idle", action="store_true", help="do not halt the server that is not asked")
     options.add_argument("--dry", action="store_true", help="record nothing")
     return options
 
@@ -81,7 +87,7 @@ def rose_settings(given: argparse.Namespace) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def contest(given: argparse.Namespace, adapters: int) -> AsyncIterator[Contest]:
+async def contest(given: argparse.Namespace, adapters: int) -> AsyncGenerator[Contest]:
     """Start the servers and give them as long as the context lasts."""
     world = build(given.model, adapters)
     with ExitStack() as stack:
@@ -114,19 +120,20 @@ def check(replies: Sequence[Reply], tokens: int) -> None:
 
 
 async def run_streams(
-    contest: Contest, server: Server, streams: int, adapters: int, number: int, tokens: int | None = None
+    contest: Contest, server: Server, streams: int, adapters: int, first_question: int, tokens: int
 ) -> Run:
-    """Ask so many questions at once, over so many adapters (0: the base); `number` makes them new ones."""
-    world, tokens = contest.world, tokens or contest.options.tokens
+    """Ask so many questions at once, over so many adapters (0: the base), from a certain question on."""
+    world = contest.world
     chosen = [world.adapters[stream % adapters] if adapters else None for stream in range(streams)]
     bodies = [
-        body(server, world, question(number * streams + stream), adapter, tokens=tokens)
+        body(server, world, question(first_question + stream), adapter, tokens=tokens)
         for stream, adapter in enumerate(chosen)
     ]
     roots = [one.pid for one in contest.servers]
-    before = sample(roots)
-    replies = await asyncio.gather(*(ask(server.port, asked) for asked in bodies))
-    used = shares(before, sample(roots))
+    with contest.alone(server):
+        before = sample(roots)
+        replies = await asyncio.gather(*(ask(server.port, asked) for asked in bodies))
+        used = shares(before, sample(roots))
     check(replies, tokens)
     seconds = max(reply.ended for reply in replies) - min(reply.sent for reply in replies)
     return Run(

@@ -26,7 +26,7 @@ from rose.language_models.template import load_template
 from rose.language_models.tiny import build_fixture
 
 RANK = 16
-ADAPTER_STD = {"fixture": 0.05}
+ADAPTER_STD = {"fixture": 0.1}
 """Standard deviation of an adapter's B. Others take ADAPTER_STD_LARGE: it changes answers and leaves them text."""
 ADAPTER_STD_LARGE = 0.01
 QWEN_SHAPE: dict[str, Any] = {
@@ -114,10 +114,11 @@ def _build_qwen(folder: Path) -> Path:
 
 def _adapters(name: str, folder: Path, blobs: Blobs, base: BaseModel, count: int) -> list[Artifact]:
     """Return the first adapters of the model; those that are missing are made, each other than all before it."""
-    listed = blobs.root / f"adapters-{base.fingerprint[:16]}.json"
+    std = ADAPTER_STD.get(name, ADAPTER_STD_LARGE)
+    listed = blobs.root / f"adapters-{base.fingerprint[:16]}-{std}.json"
     found = msgspec.json.decode(listed.read_bytes(), type=list[Artifact]) if listed.exists() else []
     if len(found) < count:
-        found += make_adapters(folder, blobs, base, range(len(found), count), ADAPTER_STD.get(name, ADAPTER_STD_LARGE))
+        found += make_adapters(folder, blobs, base, range(len(found), count), std)
         listed.write_bytes(msgspec.json.encode(found))
     return found[:count]
 
@@ -135,7 +136,7 @@ def make_adapters(folder: Path, blobs: Blobs, base: BaseModel, seeds: range, std
                 layer.lora_b.normal_(0, std, generator=generator)
         temporary = blobs.temporary_folder()
         adapter.save(temporary, base)
-        made.append(blobs.publish_folder(temporary, f"jobs/ftjob_{base.fingerprint[:8]}_{seed}/e1/model"))
+        made.append(blobs.publish_folder(temporary, f"jobs/ftjob_{base.fingerprint[:8]}_{std}_{seed}/e1/model"))
     return made
 
 
