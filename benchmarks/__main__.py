@@ -27,13 +27,6 @@ BENCHMARKS = (
     "render",
     "quality",
 )
-RESULT_NAMES = (
-    *BENCHMARKS,
-    *(f"{name}_{model}" for model in ("smollm2", "qwen") for name in ("serving_exact", "serving", "serving_goals")),
-    "churn",
-    "soak",
-)
-"""Of files in benchmarks/results, in the order of the page. Those that BENCHMARKS lacks are made only when named."""
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
@@ -47,7 +40,7 @@ and `--help` lists their options; with `--dry` nothing is recorded:
 ```sh
 python -m benchmarks.vllm_peer setup                        # vLLM for the CPU, in /tmp/vllm-venv or ROSE_BENCH_VLLM
 python -m benchmarks serving --model smollm2 --pairs 5      # streams over HTTP beside vLLM; texts are compared first
-python -m benchmarks serving --model qwen --rose-threads 2 --vllm-threads 2
+python -m benchmarks serving --model qwen --rose-threads 2 --vllm-threads 2 --label 2_threads
 python -m benchmarks serving --against b4dffd0              # beside the ROSE of another commit
 python -m benchmarks serving_goals --goals arrivals,long,prefix,training,new
 python -m benchmarks churn                                  # 20,000 requests, 40 adapters, an engine that is killed
@@ -73,7 +66,8 @@ def main() -> None:
 def page() -> str:
     """Return the page of all results in benchmarks/results."""
     parts = [HEAD]
-    for name in RESULT_NAMES:
+    others = sorted(path.stem for path in RESULTS.glob("*.json") if path.stem not in BENCHMARKS)
+    for name in (*BENCHMARKS, *others):
         path = RESULTS / f"{name}.json"
         if path.is_file():
             parts.append(section(msgspec.json.decode(path.read_bytes())))

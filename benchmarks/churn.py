@@ -21,7 +21,7 @@ from benchmarks.contestants import Rose, answer_one, wait_until_up
 from benchmarks.figures import percentile
 from benchmarks.serving import publish
 from benchmarks.serving_contest import rose_settings
-from benchmarks.serving_world import World, build, question
+from benchmarks.serving_world import MODELS, World, build, question
 
 REQUESTS = 20_000
 ADAPTERS = 40
@@ -86,7 +86,7 @@ class Crowd:
 
 async def measure(given: argparse.Namespace) -> None:
     """Run the crowd and record how it fared."""
-    world = build("fixture", given.adapters)
+    world = build(given.model, given.adapters)
     with ExitStack() as stack:
         server = Rose(world, stack, settings=rose_settings(given))
         await wait_until_up(server)
@@ -100,7 +100,7 @@ async def measure(given: argparse.Namespace) -> None:
         about = await server.about()
     print(*crowd.tally.wrong[:SHOWN], sep="\n")
     what = f"{(__doc__ or '').splitlines()[0]} {about}. {given.requests} requests, {given.kills} kills."
-    publish(given.dry, "churn", what, COLUMNS, rows(crowd, texts, seconds))
+    publish(given, "churn", what, COLUMNS, rows(crowd, texts, seconds))
     if crowd.tally.wrong or crowd.tally.ends["lost"] or crowd.tally.ends["silent"]:
         raise SystemExit("there are wrong or lost answers")
 
@@ -132,6 +132,7 @@ def _percentiles(seconds: list[float]) -> str:
 def main() -> None:
     """Run with the options of the command line."""
     options = argparse.ArgumentParser()
+    options.add_argument("--model", choices=MODELS, default="fixture")
     options.add_argument("--requests", type=int, default=REQUESTS)
     options.add_argument("--adapters", type=int, default=ADAPTERS)
     options.add_argument("--clients", type=int, default=CLIENTS)
@@ -139,6 +140,7 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--rose-threads", type=int)
     options.add_argument("--rose-set", action="append", default=[], metavar="NAME=VALUE", help="ROSE's environment")
+    options.add_argument("--label", help="record under this name, too, beside what is there")
     options.add_argument("--dry", action="store_true", help="record nothing")
     asyncio.run(measure(options.parse_known_args()[0]))
 

@@ -28,6 +28,7 @@ from tests.local.rose_up import free_port
 from tests.services import private_folder, running_postgres
 
 ROOT = Path(__file__).parent.parent
+THREADS = "ROSE_INFERENCE_THREADS"
 START_SECONDS = 600.0
 STOP_SECONDS = 60.0
 
@@ -86,7 +87,8 @@ class Rose:
             "TOKENIZERS_PARALLELISM": "false",
             **settings,
         }
-        self._threads = settings.get("ROSE_INFERENCE_THREADS", f"{max(1, (os.cpu_count() or 2) - 1)} (default)")
+        self._settings = settings
+        self._threads = settings.get(THREADS, f"{max(1, (os.cpu_count() or 2) - 1)} (default)")
         self._process: subprocess.Popen[bytes] | None = None
         stack.callback(self.stop)
         self.start()
@@ -134,7 +136,9 @@ class Rose:
         status = await self.status()
         bases = [f"{base['dtype']} with {base.get('weights', 'fp32')} weights" for base in status["bases"]]
         invariant = [base.get("batch_invariant", False) for base in status["bases"]]
-        return f"{self.name}: {self._threads} threads, {', '.join(bases) or 'nothing loaded'}, invariant {invariant}"
+        more = "".join(f", {name}={value}" for name, value in self._settings.items() if name != THREADS)
+        models = ", ".join(bases) or "nothing loaded"
+        return f"{self.name}: {self._threads} threads, {models}, batch invariant: {all(invariant)}{more}"
 
     async def status(self) -> dict[str, Any]:
         """Return what /health says. Raises: OSError when nobody answers."""

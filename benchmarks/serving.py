@@ -10,6 +10,7 @@ speed is measured, texts are compared. A run during which others used more than 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 from collections.abc import Sequence
 
@@ -128,11 +129,11 @@ async def measure() -> None:
         print(heading, machine(), sep="\n", flush=True)
         if given.exact != "no":
             what = f"Greedy texts: alone, together, and beside the other server. {heading}"
-            publish(given.dry, f"serving_exact_{given.model}", what, EXACT_COLUMNS, await compare(ready))
+            publish(given, "serving_exact", what, EXACT_COLUMNS, await compare(ready))
         if given.exact != "only":
             table = [row for scenario in scenarios for row in await measured(ready, scenario)]
             what = f"{(__doc__ or '').splitlines()[0]} {heading} {given.tokens} tokens each; ratio: to the last server."
-            publish(given.dry, f"serving_{given.model}", what, COLUMNS, table)
+            publish(given, "serving", what, COLUMNS, table)
 
 
 async def measured(ready: Contest, scenario: Scenario) -> list[list[str]]:
@@ -140,11 +141,14 @@ async def measured(ready: Contest, scenario: Scenario) -> list[list[str]]:
     return rows(scenario, await turns(ready, scenario), ready.options.max_others)
 
 
-def publish(dry: bool, name: str, what: str, columns: Sequence[str], table: Sequence[Sequence[str]]) -> None:
-    """Record a table, or with `dry` only print it."""
-    if dry:
+def publish(
+    given: argparse.Namespace, name: str, what: str, columns: Sequence[str], table: Sequence[Sequence[str]]
+) -> None:
+    """Record a table under its name, the model's and the label, or with `--dry` only print it."""
+    if given.dry:
         print(what, columns, *table, sep="\n")
     else:
+        name = "_".join((name, given.model, given.label) if given.label else (name, given.model))
         print("written to", record(name, what, columns, table))
 
 

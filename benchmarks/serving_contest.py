@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.chat_client import Reply, ask
-from benchmarks.contestants import Rose, Server, Vllm, answer_one, wait_until_up
+from benchmarks.contestants import THREADS, Rose, Server, Vllm, answer_one, wait_until_up
 from benchmarks.figures import median
 from benchmarks.processor_time import halted, sample, shares
 from benchmarks.serving_world import MODELS, World, build, question
@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--vllm-threads", type=int, help="bound to the first cores; default: as vLLM sees fit")
     options.add_argument("--vllm-dtype", default="float32", choices=("float32", "bfloat16"))
     options.add_argument("--leave-idle", action="store_true", help="do not halt the server that is not asked")
+    options.add_argument("--label", help="record under the model's name and this one, beside what is there")
     options.add_argument("--dry", action="store_true", help="record nothing")
     return options
 
@@ -82,7 +83,7 @@ def rose_settings(given: argparse.Namespace) -> dict[str, str]:
     """Return the environment variables that the options name."""
     settings = dict(text.split("=", 1) for text in given.rose_set)
     if given.rose_threads is not None:
-        settings["ROSE_INFERENCE_THREADS"] = str(given.rose_threads)
+        settings[THREADS] = str(given.rose_threads)
     return settings
 
 

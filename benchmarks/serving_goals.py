@@ -277,7 +277,7 @@ async def measure() -> None:
         for goal in goals:
             rows += await MEASURES[goal](ready)
         what = f"{(__doc__ or '').splitlines()[0]} {heading}"
-        publish(given.dry, f"serving_goals_{given.model}", what, COLUMNS, rows)
+        publish(given, "serving_goals", what, COLUMNS, rows)
 
 
 def main() -> None:

@@ -121,11 +121,10 @@ async def measure(given: argparse.Namespace) -> None:
         await soak.run()
         about = await server.about()
     print(*soak.tally.wrong[:SHOWN], sep="\n")
-    name = "soak" if given.model == "smollm2" else f"soak_{given.model}"
     what = (
         f"{(__doc__ or '').splitlines()[0]} Model {world.name}. {about}. {given.minutes:g} minutes, {given.rate:g}/s."
     )
-    publish(given.dry, name, what, COLUMNS, rows(soak, texts))
+    publish(given, "soak", what, COLUMNS, rows(soak, texts))
 
 
 def rows(soak: Soak, texts: Texts) -> list[list[str]]:
@@ -159,6 +158,7 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--rose-threads", type=int)
     options.add_argument("--rose-set", action="append", default=[], metavar="NAME=VALUE", help="ROSE's environment")
+    options.add_argument("--label", help="record under this name, too, beside what is there")
     options.add_argument("--dry", action="store_true", help="record nothing")
     asyncio.run(measure(options.parse_known_args()[0]))
 
