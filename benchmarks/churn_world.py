@@ -72,7 +72,8 @@ class Tally:
 
     def _whose(self, job: Job, text: str) -> str:
         for (adapter, question), expected in self._texts.items():
-            if question == job.question and text and expected.startswith(text.rstrip(BROKEN_TEXT)):
+            known = question == job.question and adapter != job.adapter
+            if known and text and expected.startswith(text.rstrip(BROKEN_TEXT)):
                 return f"{text!r} is what {'the base' if adapter == BASE else f'adapter {adapter}'} says"
         return f"{text!r} is what nobody says; expected {self._texts[job.adapter, job.question]!r}"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,3 +69,30 @@ def test_a_wait_is_told_in_the_steps_before_it() -> None:
     assert longest_wait(arrivals, begin=3.25, end=6.75) == 3.0
     with pytest.raises(ValueError, match="no tokens before"):
         longest_wait(arrivals, begin=0.5, end=6.0)
+
+
+def test_a_crowds_answers_are_judged_by_the_texts_of_a_quiet_engine(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from benchmarks.churn_world import BASE, Job, Tally, alike
+    from benchmarks.serving_world import World
+    from rose.domain.artifacts import Artifact
+    from rose.domain.job_values import BaseModel
+
+    base = BaseModel(source="tiny", revision=None, fingerprint="f")
+    adapters = [Artifact(path=name, bytes=1, sha256=name) for name in ("red", "white")]
+    world = World(name="w", folder=tmp_path, base=base, blobs=tmp_path, adapters=adapters, end_tokens=[])
+    texts = {(BASE, 0): "plain", (0, 0): "red rose", (1, 0): "white rose"}
+    assert (alike(texts), alike({**texts, (1, 0): "plain"})) == (0, 1)
+
+    def judged(text: str, **facts: Any) -> list[str]:
+        tally = Tally(world, texts, tokens=4)
+        tally.add(Job(adapter=0, question=0, tokens=4, leave_after=None), Reply(text=text, **facts))
+        return tally.wrong
+
+    assert judged("red rose", complete=True, headers={"x-rose-adapter": "red"}) == []
+    assert judged("red ro\ufffd", left=True) == []
+    assert judged("", error="refused") == []
+    assert "expected 'red rose'" in judged("red", complete=True)[0]
+    assert "is what adapter 1 says" in judged("white", left=True)[0]
+    assert "is what the base says" in judged("plain", complete=True)[0]
+    assert "the header names white" in judged("red rose", complete=True, headers={"x-rose-adapter": "white"})[0]
