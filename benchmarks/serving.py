@@ -11,11 +11,11 @@ speed is measured, texts are compared. A run during which others used more than 
 from __future__ import annotations
 
 import argparse
-import asyncio
 from collections.abc import Sequence
 
 import msgspec
 
+from benchmarks.contestants import run_to_the_end
 from benchmarks.figures import median, spread
 from benchmarks.record import machine, record
 from benchmarks.serving_contest import Contest, Run, contest, kept, line, parser, run_streams, warm
@@ -154,7 +154,7 @@ def publish(
 
 def main() -> None:
     """Measure."""
-    asyncio.run(measure())
+    run_to_the_end(measure())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from benchmarks.chat_client import Reply, ask
-from benchmarks.contestants import Server
+from benchmarks.contestants import Server, run_to_the_end
 from benchmarks.figures import median, percentile, spread
 from benchmarks.neighbour import Neighbour, training_beside
 from benchmarks.processor_time import sample, shares
@@ -282,7 +282,7 @@ async def measure() -> None:
 
 def main() -> None:
     """Measure."""
-    asyncio.run(measure())
+    run_to_the_end(measure())
 
 
 if __name__ == "__main__":

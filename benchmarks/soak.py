@@ -17,7 +17,7 @@ from contextlib import ExitStack
 
 from benchmarks.chat_client import ask
 from benchmarks.churn_world import Tally, Texts, alike, body, draw, one_by_one
-from benchmarks.contestants import Rose, answer_one, wait_until_up
+from benchmarks.contestants import Rose, answer_one, run_to_the_end, wait_until_up
 from benchmarks.figures import median, percentile, slope_ratio
 from benchmarks.processor_time import resident_bytes
 from benchmarks.serving import publish
@@ -160,7 +160,7 @@ def main() -> None:
     options.add_argument("--rose-set", action="append", default=[], metavar="NAME=VALUE", help="ROSE's environment")
     options.add_argument("--label", help="record under this name, too, beside what is there")
     options.add_argument("--dry", action="store_true", help="record nothing")
-    asyncio.run(measure(options.parse_known_args()[0]))
+    run_to_the_end(measure(options.parse_known_args()[0]))
 
 
 if __name__ == "__main__":
