@@ -1,9 +1,13 @@
-"""Runs every benchmark, or those that are named, and writes docs/benchmarks.md: `python -m benchmarks append relay`."""
+"""Runs every benchmark, or those that are named, and writes docs/benchmarks.md: `python -m benchmarks append relay`.
+
+What begins with a dash, and all after it, is an option of the benchmarks that are named.
+"""
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 
 import msgspec
@@ -29,12 +33,30 @@ HEAD = """# Benchmarks
 Written by `make bench`, which runs each contestant beside its peer on the same machine. Read the ratios: the machine is
 small and shared, and the absolute figures are good to a factor, not to a digit. One benchmark alone:
 `python -m benchmarks append`. Under each table stand the machine, the load before it, and the commit.
+
+`make bench` leaves out what takes up to an hour and wants a machine without neighbours. These run when they are named,
+and `--help` lists their options; with `--dry` nothing is recorded:
+
+```sh
+python -m benchmarks.vllm_peer setup                        # vLLM for the CPU, in /tmp/vllm-venv or ROSE_BENCH_VLLM
+python -m benchmarks serving --model smollm2 --pairs 5      # streams over HTTP beside vLLM; texts are compared first
+python -m benchmarks serving --model qwen --rose-threads 2 --vllm-threads 2 --label 2_threads
+python -m benchmarks serving --against b4dffd0              # beside the ROSE of another commit
+python -m benchmarks serving_goals --goals arrivals,long,prefix,training,new
+python -m benchmarks churn                                  # 20,000 requests, 40 adapters, an engine that is killed
+python -m benchmarks soak --minutes 60 --rate 2             # memory, waits and texts over an hour
+```
+
+The two servers take turns, and the one that is not asked is halted, since an idle one may use the cores. What strangers
+on the machine used is in the last column; a run during which it was more than 0.3 cores does not count, and when none
+counts the table says so and shows all. Each side runs with the threads and the type of numbers that the heading names:
+measure both in the same type before comparing speeds.
 """
 
 
 def main() -> None:
     """Run them one after the other, then write the page from all results there are."""
-    for name in [name for name in sys.argv[1:] if not name.startswith("-")] or BENCHMARKS:
+    for name in tuple(takewhile(lambda name: not name.startswith("-"), sys.argv[1:])) or BENCHMARKS:
         import_module(f"benchmarks.{name}").main()
         print()
     PAGE.write_text(page())
@@ -44,7 +66,8 @@ def main() -> None:
 def page() -> str:
     """Return the page of all results in benchmarks/results."""
     parts = [HEAD]
-    for name in BENCHMARKS:
+    others = sorted(path.stem for path in RESULTS.glob("*.json") if path.stem not in BENCHMARKS)
+    for name in (*BENCHMARKS, *others):
         path = RESULTS / f"{name}.json"
         if path.is_file():
             parts.append(section(msgspec.json.decode(path.read_bytes())))

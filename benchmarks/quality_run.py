@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
 def measure(training: Training) -> Measured:
     """Train, then ask the held-out questions, and the base before."""
     task = next(task for task in tasks() if task.name == training.task)
-    run = Run(_spec(training, task), Channel(os.open(os.devnull, os.O_WRONLY), 0, 60.0))
+    run = Run(spec(training, task), Channel(os.open(os.devnull, os.O_WRONLY), 0, 60.0))
     run.hardware = Hardware(run.spec)
     run.load()
     template = load_template(Path(training.models) / training.base)
@@ -151,7 +151,8 @@ def _held_out(run: Run, template: ChatTemplate, task: Task, folder: Path) -> lis
     return [document for example in examples for document in example.documents]
 
 
-def _spec(training: Training, task: Task) -> RunSpec:
+def spec(training: Training, task: Task) -> RunSpec:
+    """Return the run that trains on the task, as a trainer's validation would make it."""
     folder = Path(training.folder)
     file = _write(folder / "training.jsonl", task.training)
     wanted = ValidationSpec(
