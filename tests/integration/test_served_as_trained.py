@@ -13,11 +13,11 @@ import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
 from rose import leases
+from rose.app import PROCESSES
 from rose.domain.job_events import JobSucceeded, RunStarted
 from rose.domain.job_values import ServedAsTrained
 from rose.domain.jobs import JobState
-from rose.inference import server
-from rose.language_models import slots
+from rose.inference.batching.adapters import Stack
 from rose.log.pool import Pool
 from rose.settings import Settings
 from tests.eventually import eventually
@@ -44,7 +44,7 @@ async def real_engine(house: House) -> AsyncGenerator[None]:
     """Run the inference process's server on the same database and blobs."""
     stop = anyio.Event()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(server.serve, house.settings, stop)
+        tasks.start_soon(PROCESSES["inference"], house.settings, stop)
         await eventually(lambda: leases.workers(house.pool, "inference"))
         yield
         stop.set()
@@ -125,12 +125,12 @@ async def test_what_an_engine_serves_is_proven_to_be_what_was_trained(house: Hou
 
 async def test_a_model_that_is_served_otherwise_fails_the_job(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine takes a tenth off every adapter: no error anywhere, only other numbers."""
-    forward = slots.lora_forward
+    write = Stack.write
 
-    def weaker(x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> Any:
-        return forward(x, weight, bias, a, b, 0.9 * scale)
+    def weaker(stack: Stack, slot: int, a: Any, b: Any, scale: float) -> None:
+        write(stack, slot, a, b, 0.9 * scale)
 
-    monkeypatch.setattr(slots, "lora_forward", weaker)
+    monkeypatch.setattr(Stack, "write", weaker)
     async with real_engine(house):
         state, found = await ended(house, **LEARNS)
     assert state.status == "failed"
