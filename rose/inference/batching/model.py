@@ -23,12 +23,17 @@ from rose.inference.batching.sizes import MOST_ADDED, GoodSizes, Product
 from rose.inference.rows import Row
 from rose.language_models.adapters import StoredAdapter
 
-CHUNK_TOKENS = 64
+CHUNK_TOKENS = 32
 """Prompts are cut at its multiples, whatever else is being read: a chunk's bits depend on where it begins."""
 TOKENS_ALONE = 256
 """Prompt tokens in a step in which nobody waits for a next token."""
-TOKENS_BESIDE = 128
-"""Prompt tokens in a step beside rows that do: about as long as three steps without."""
+FREE_TOKENS = {"cpu": 13}
+"""So many tokens cost as much as reading the weights once does (measured with fp16 weights on AVX2 and AVX512)."""
+FREE_TOKENS_ELSEWHERE = 256
+TIMES = 3
+"""A step with prompt tokens costs at most about so many times more than one without."""
+MOST_OF_ONE = 48
+"""Prompt tokens of one row in such a step: a short prompt whole, a long one a chunk."""
 MAX_ROWS = 64
 VECTOR = 64
 """Numbers; what a step's numbers leave over by it goes another way through an activation than the others."""
@@ -122,13 +127,16 @@ class BatchedModel:
 
     def _chunks(self, rows: Sequence[Row], decoding: int) -> list[Chunk]:
         """Return what is read of prompts: the oldest first, whole chunks or none."""
-        left = TOKENS_BESIDE if decoding else TOKENS_ALONE
+        left = TOKENS_ALONE
+        if decoding:
+            free = FREE_TOKENS.get(self._device.type, FREE_TOKENS_ELSEWHERE)
+            left = max(self._chunk_tokens, min(left, TIMES * (free + decoding)))
         start, chunks = decoding, list[Chunk]()
         for row in rows:
             first = len(row.tokens) if row.decodes else row.read
             while first < len(row.tokens):
                 count = min(self._chunk_tokens, len(row.tokens) - first)
-                if count > left:
+                if count > left or (decoding and first + count - row.read > MOST_OF_ONE):
                     break
                 chunks.append(Chunk(row, count, start, self._device, self._dtype, first))
                 first, start, left = first + count, start + count, left - count

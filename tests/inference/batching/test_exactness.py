@@ -20,7 +20,7 @@ from rose.inference.rows import Row
 from tests.inference.batching.models import Part, make_adapter, make_model, make_runner, make_text, own_logits, perform
 
 DECODED = 12
-PROMPTS = (1, 5, 63, 64, 65, 150)
+PROMPTS = (1, 5, 31, 32, 65, 150)
 LONG_PROMPTS = (185, 250)
 """With four queries for a key, torch adds up the values of 193 keys and of 256 in another order than of fewer."""
 FORMS = [
@@ -174,7 +174,7 @@ def test_a_scored_text_changes_no_bit_of_those_who_write(make: Callable[[str, st
         assert torch.equal(torch.stack(one), right)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 64, 65, 66, 128, 129, 300])
+@pytest.mark.parametrize("tokens", [1, 2, 32, 33, 34, 64, 65, 129, 300])
 def test_scores_of_a_text_of_any_length_beside_a_row_that_writes(tokens: int) -> None:
     model = make_model("llama")
     text = make_text(tokens, seed=tokens)

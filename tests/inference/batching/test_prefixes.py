@@ -33,7 +33,17 @@ def read(runner: BatchedModel, text: list[int], adapter: str | None = None) -> t
 
 @pytest.mark.parametrize(
     ("tokens", "shared", "cached"),
-    [(150, 150, 128), (200, 150, 128), (65, 64, 64), (64, 64, 0), (128, 128, 64), (129, 129, 128), (150, 63, 0)],
+    [
+        (150, 150, 128),
+        (200, 150, 128),
+        (65, 64, 64),
+        (64, 64, 32),
+        (128, 128, 96),
+        (129, 129, 128),
+        (150, 31, 0),
+        (33, 33, 32),
+        (32, 32, 0),
+    ],
 )
 def test_whole_chunks_of_the_same_beginning_are_copied_bit_for_bit(tokens: int, shared: int, cached: int) -> None:
     runner = fresh()
