@@ -17,8 +17,6 @@ from torch.nn import functional
 from rose.inference.batching.adapters import Stack
 from rose.inference.batching.attention import current
 
-FORMS = ("fp32", "fp16", "bf16")
-"""Forms of weights. fp16: only the weights of linear layers, arithmetic in fp32; bf16: the whole model."""
 LARGEST_FP16 = 65504.0
 TIMED_ROWS = (1, 8)
 TIMED_SECONDS = 0.05
