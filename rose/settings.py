@@ -148,6 +148,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Form of a base's weights on a CPU: auto (the fastest here), fp16 (arithmetic in fp32), bf16 or fp32."""
     inference_cache_bytes: int | None = None
     """Memory for keys and values of each loaded base; default: a quarter of what is free once it is loaded."""
+    inference_adapters: int = 32
+    """Adapters that an engine keeps on one base at a time; more take turns."""
     webhook_private_targets: bool = False
     """Let webhooks go to plain http and to addresses of this machine and of private networks."""
     hub_offline: bool = False
@@ -259,6 +261,7 @@ def _check(settings: Settings) -> None:
         *((name, _is_limit(getattr(settings, name)), "it must be above 0") for name in LIMITS),
         ("torch_threads", settings.torch_threads is None or settings.torch_threads > 0, "it must be above 0"),
         ("inference_weights", settings.inference_weights in WEIGHTS, f"it must be one of {', '.join(WEIGHTS)}"),
+        ("inference_adapters", settings.inference_adapters > 0, "it must be above 0"),
         ("inference_cache_bytes", _is_limit(settings.inference_cache_bytes), "it must be above 0"),
         (
             "inference_threads",

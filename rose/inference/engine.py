@@ -48,7 +48,7 @@ MAX_REQUESTS = 64
 MAX_STARTS = 4
 """Prompts that are rendered between two steps; more would hold up those who wait for a token."""
 MAX_ADAPTERS = 32
-"""Adapters that stay on one base; the least recently used one leaves."""
+"""Adapters that are on one base at a time, unless a setting says otherwise; the least recently used one leaves."""
 LOADING_PATIENCE_SECONDS = 240.0
 """How long a request waits for its model; loading goes on afterwards, and asking again finds it."""
 IDLE_POLL_SECONDS = 1.0
@@ -73,6 +73,7 @@ class TorchEngine:
         idle_seconds: float = 1800.0,
         patience_seconds: float = LOADING_PATIENCE_SECONDS,
         max_requests: int = MAX_REQUESTS,
+        max_adapters: int = MAX_ADAPTERS,
         before_step: Callable[[], None] | None = None,
     ) -> None:
         """`before_step` is called in the engine's thread before each step."""
@@ -80,6 +81,7 @@ class TorchEngine:
         self._idle_seconds = idle_seconds
         self._patience_seconds = patience_seconds
         self._max_requests = max_requests
+        self._max_adapters = max_adapters
         self._before_step = before_step
         self._orders: queue.SimpleQueue[Work | _Loaded | None] = queue.SimpleQueue()
         self._deadlines: dict[Work, float] = {}
@@ -223,21 +225,16 @@ class TorchEngine:
         return None
 
     def _arrange(self) -> None:
-        """Start waiting requests whose model is there, load for the first other one, drop what nobody needs."""
-        started = 0
-        for decoding in list(self._deadlines):
-            resident = self._ready(decoding.target)
-            if decoding.cancelled:
-                self._close(decoding)
-            elif resident is not None and started < MAX_STARTS:
-                started += 1
-                self._start(decoding, resident)
-        missing = [one.target for one in self._deadlines if self._ready(one.target) is None]
-        if self._loading is None and missing:
-            self._load(missing[0])
+        """Load for requests whose model is missing, start those whose model is there, drop what nobody needs."""
+        for decoding in [one for one in self._deadlines if one.cancelled]:
+            self._close(decoding)
+        self._load_missing()
+        may_start = self._may_start()
+        for decoding, resident in list(may_start.items())[:MAX_STARTS]:
+            self._start(decoding, resident)
         for decoding, deadline in list(self._deadlines.items()):
-            if time.monotonic() > deadline and self._ready(decoding.target) is None:
-                self._close(decoding, _still_loading(decoding.target))
+            if time.monotonic() > deadline and decoding not in may_start:
+                self._close(decoding, self._not_in_time(decoding.target))
         self._drop_idle()
 
     def _start(self, decoding: Work, resident: Resident) -> None:
@@ -350,12 +347,50 @@ class TorchEngine:
         adapter = adapter_key(target)
         return resident if resident is not None and (adapter is None or adapter in resident.runner.adapters()) else None
 
-    def _load(self, target: Target) -> None:
-        """Load what `target` needs in a thread of its own; one at a time."""
+    def _may_start(self) -> dict[Work, Resident]:
+        """Return the waiting requests that may start, oldest first, and on which model."""
+        found: dict[Work, Resident] = {}
+        leaving: set[str] = set()
+        for work in self._deadlines:
+            resident = self._find(work.target)
+            if resident is None:
+                continue
+            if self._ready(work.target) is None:
+                leaving |= {resident.leaving} if resident.leaving else set()
+            elif adapter_key(work.target) not in leaving:
+                found[work] = resident
+        return found
+
+    def _load_missing(self) -> None:
+        """Load for the oldest waiting request for which there is room: a base, or an adapter that gets a slot."""
+        missing = [one.target for one in self._deadlines if self._ready(one.target) is None]
+        if self._loading is not None:
+            missing = [target for target in missing if _needs(target) != _needs(self._loading)]
+        wanted: dict[str, Target] = {}
+        for target in missing:
+            resident = self._find(target)
+            if resident is not None:
+                wanted.setdefault(resident.key, target)
+            elif self._loading is None:
+                self._load(target, None)
+        for key, resident in self._residents.items():
+            if key not in wanted:
+                resident.leaving = None
+            elif self._loading is None and resident.make_slot(self._max_adapters, self._rows_before(wanted[key])):
+                self._load(wanted[key], resident)
+
+    def _rows_before(self, target: Target) -> Counter[str | None]:
+        """Count by adapter the requests that go on, and those that wait longer than the first for `target`."""
+        rows = Counter(adapter_key(work.target) for work in self._active)
+        for work in self._deadlines:
+            if work.target == target:
+                break
+            rows[adapter_key(work.target)] += 1
+        return rows
+
+    def _load(self, target: Target, resident: Resident | None) -> None:
+        """Load what `target` needs in a thread of its own, an adapter for `resident`; one at a time."""
         self._loading = target
-        resident = self._find(target)
-        if resident is not None:
-            self._limit_adapters(resident)
 
         def load() -> None:
             try:
@@ -396,13 +431,18 @@ class TorchEngine:
         if self._loader.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _limit_adapters(self, resident: Resident) -> None:
-        used = {adapter_key(target) for target in self._used()}
-        loaded = resident.runner.adapters()
-        idle = [key for key in loaded if key not in used]
-        idle.sort(key=lambda key: resident.adapter_used.get(key, 0.0))
-        for key in idle[: max(0, len(loaded) + 1 - MAX_ADAPTERS)]:
-            resident.forget(key)
+    def _not_in_time(self, target: Target) -> RoseError:
+        """Return what a request is told that waited too long for its model."""
+        if self._find(target) is not None and self._loading is None:
+            return EngineBusy(
+                f"All {self._max_adapters} adapters that the engine keeps on {target.base.source!r} are answering.",
+                retry_after_seconds=15,
+            )
+        return EngineBusy(
+            f"The base {target.base.source!r} of '{target.model}' is still being loaded.",
+            code="model_loading",
+            retry_after_seconds=15,
+        )
 
     def _note_bases(self) -> None:
         self._bases = tuple(
@@ -434,14 +474,6 @@ def _largest(logits: torch.Tensor) -> Sequence[tuple[float, int]]:
 
 def _stopping() -> RoseError:
     return EngineBusy("The inference engine is stopping.", code=STOPPING, retry_after_seconds=5)
-
-
-def _still_loading(target: Target) -> RoseError:
-    return EngineBusy(
-        f"The base {target.base.source!r} of '{target.model}' is still being loaded.",
-        code="model_loading",
-        retry_after_seconds=15,
-    )
 
 
 def _as_rose_error(error: Exception) -> RoseError:

@@ -35,4 +35,5 @@ def make(settings: Settings) -> Made:
         weights=settings.inference_weights,
         cache_bytes=settings.inference_cache_bytes,
     )
-    return Made(TorchEngine(loader, idle_seconds=settings.inference_idle_seconds), Previews(loader), threads)
+    engine = TorchEngine(loader, idle_seconds=settings.inference_idle_seconds, max_adapters=settings.inference_adapters)
+    return Made(engine, Previews(loader), threads)

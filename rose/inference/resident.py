@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
@@ -32,6 +33,9 @@ class Resident:
         """Monotonic seconds."""
         self.adapter_used: dict[str, float] = {}
         """Adapter hash -> monotonic seconds of its last use."""
+        self.leaving: str | None = None
+        """An adapter that goes as soon as its rows have ended, since a request waits for its slot; requests for it that
+        are younger than that one wait, too."""
         self._byte_level = "ByteLevel" in repr(self.tokenizer.backend_tokenizer.decoder)
         self._tokens: dict[int, tuple[str, list[int] | None]] = {}
 
@@ -54,6 +58,26 @@ class Resident:
         """Free an adapter's memory; no request may be using it."""
         self.runner.remove_adapter(adapter)
         self.adapter_used.pop(adapter, None)
+
+    def make_slot(self, most: int, rows: Counter[str | None]) -> bool:
+        """Make sure that one more adapter may come, of at most so many; `rows` counts the requests of each in use.
+
+        False: all are in use, and one of them is leaving.
+        """
+        loaded = self.runner.adapters()
+        idle = sorted((key for key in loaded if not rows[key]), key=self._used)
+        surplus = len(loaded) + 1 - most
+        for key in idle[: max(0, surplus)]:
+            self.forget(key)
+        if len(idle) >= surplus:
+            self.leaving = None
+            return True
+        if self.leaving not in loaded:
+            self.leaving = min(loaded, key=lambda key: (rows[key], self._used(key)))
+        return False
+
+    def _used(self, adapter: str) -> float:
+        return self.adapter_used.get(adapter, 0.0)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids` without special tokens, but for those that a thought is written with."""

@@ -16,14 +16,14 @@ import msgspec
 import pytest
 import torch
 
-import rose.inference.engine as engine_module
 from rose.domain.job_values import BaseModel
 from rose.errors import InvalidRequest, NotFound, RoseError
 from rose.inference.batching.model import BatchedModel
 from rose.inference.engine import TorchEngine
-from rose.inference.generation import Accepted, EngineBusy, Failed, Text
+from rose.inference.generation import Accepted, Done, EngineBusy, Failed, Piece, Text
+from rose.inference.request import Target
 from rose.language_models.tiny import build_fixture
-from tests.inference.asking import Listener, World, ask, make_adapter, refusal, reply
+from tests.inference.asking import SECONDS, Listener, World, ask, make_adapter, refusal, reply
 
 Start = Callable[..., TorchEngine]
 
@@ -107,11 +107,8 @@ def test_an_idle_base_leaves_memory_and_comes_back(start_engine: Start, world: W
     assert reply(engine, ask(world.target(world.red))).text() == first
 
 
-def test_the_longest_unused_adapter_leaves_when_there_are_too_many(
-    start_engine: Start, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_module, "MAX_ADAPTERS", 2)
-    engine = start_engine()
+def test_the_longest_unused_adapter_leaves_when_there_are_too_many(start_engine: Start, world: World) -> None:
+    engine = start_engine(max_adapters=2)
     third = make_adapter(world.folder, world.blobs, world.base, 3)
     answers = {adapter.sha256: reply(engine, ask(world.target(adapter))).text() for adapter in (world.red, world.white)}
     reply(engine, ask(world.target(world.red)))
@@ -120,6 +117,68 @@ def test_the_longest_unused_adapter_leaves_when_there_are_too_many(
     assert set(loaded.adapters) == {world.red.sha256, third.sha256}
     for adapter in (world.white, world.red):
         assert reply(engine, ask(world.target(adapter))).text() == answers[adapter.sha256]
+
+
+class Held:
+    """An engine with one slot for adapters, which is held before its first and its third step."""
+
+    def __init__(self, start_engine: Start) -> None:
+        self.steps = 0
+        self.go = {1: threading.Event(), 3: threading.Event()}
+        self.heard: list[tuple[str, type[Piece]]] = []
+        self._engine = start_engine(max_adapters=1, before_step=self._before_step)
+
+    def _before_step(self) -> None:
+        self.steps += 1
+        if self.steps in self.go:
+            assert self.go[self.steps].wait(SECONDS)
+
+    def submit(self, name: str, target: Target) -> Callable[[], None]:
+        return self._engine.submit(ask(target), lambda piece: self.heard.append((name, type(piece))))
+
+    def ends(self, kind: type[Piece]) -> list[str]:
+        return [name for name, heard in self.heard if heard is kind]
+
+
+def test_more_adapters_than_slots_take_turns_and_the_longest_wait_is_next(start_engine: Start, world: World) -> None:
+    """While one adapter answers, another is asked: who comes later for the first does not keep it out."""
+    held = Held(start_engine)
+    held.submit("red", world.target(world.red))
+    until(lambda: held.steps)
+    held.submit("white", world.target(world.white))
+    held.submit("late red", world.target(world.red))
+    held.submit("base", world.target())
+    for gate in held.go.values():
+        gate.set()
+    until(lambda: len(held.ends(Done)) == 4)
+    assert held.ends(Accepted) == ["red", "base", "white", "late red"]
+
+
+def test_an_adapter_that_was_to_leave_stays_when_nobody_waits_for_its_slot(start_engine: Start, world: World) -> None:
+    held = Held(start_engine)
+    held.submit("red", world.target(world.red))
+    until(lambda: held.steps)
+    cancel = held.submit("white", world.target(world.white))
+    held.submit("late red", world.target(world.red))
+    held.go[1].set()
+    until(lambda: held.steps == 3)
+    assert held.ends(Accepted) == ["red"]
+    cancel()
+    held.go[3].set()
+    until(lambda: len(held.ends(Done)) == 2)
+    assert [name for name, kind in held.heard if kind in (Accepted, Done)] == ["red", "late red", "red", "late red"]
+
+
+def test_a_request_that_gets_no_slot_in_time_is_told_so(start_engine: Start, world: World) -> None:
+    pause = threading.Event()
+    engine = start_engine(max_adapters=1, patience_seconds=0.5, before_step=lambda: pause.wait(0.02))
+    until(lambda: isinstance(Listener(engine, ask(world.target(world.red), max_tokens=1)).next(), Accepted))
+    long = Listener(engine, ask(world.target(world.red), max_tokens=200))
+    assert isinstance(long.next(), Accepted)
+    failed = Listener(engine, ask(world.target(world.white))).next()
+    long.cancel()
+    assert isinstance(failed, Failed)
+    assert "All 1 adapters" in failed.error.message
 
 
 def test_a_model_that_does_not_fit_takes_the_place_of_an_unused_one(
