@@ -160,13 +160,16 @@ def require_good_data(path: Path, consequence: str) -> int:
     Raises: InvalidDataset for a name that the server refuses; CheckedDataset naming every line with a problem.
     """
     from rose.domain import formats
-    from rose.domain.training_data import Problem, check_name, read_examples
+    from rose.domain.training_data import Problem, check_name
+    from rose.methods import likely_method
 
     check_name(path.name)
     examples = 0
     problems: list[Problem] = []
     with path.open("rb") as lines:
-        for item in read_examples(lines):
+        method = likely_method(lines)
+        lines.seek(0)
+        for item in method.read(lines):
             if isinstance(item, Problem):
                 problems.append(item)
             else:
