@@ -280,7 +280,7 @@ class Run:
             trained_tokens=state.trained_tokens,
             tokens_per_second=result.tokens / result.seconds,
             memory_bytes=self.hardware.peak_memory_bytes(),
-            measured=result.measured,
+            measured=result.measured or msgspec.UNSET,
         )
 
     def complete_step(self) -> None:
@@ -299,7 +299,7 @@ class Run:
                 valid_mean_token_accuracy=accuracy,
                 full_valid_loss=evaluation.loss if ends_epoch else None,
                 full_valid_mean_token_accuracy=accuracy if ends_epoch else None,
-                valid_measured=evaluation.measured,
+                valid_measured=evaluation.measured or msgspec.UNSET,
             )
         if metrics is not None:
             self.channel.report(StepDone(metrics=metrics))

@@ -161,15 +161,13 @@ def require_good_data(path: Path, consequence: str) -> int:
     """
     from rose.domain import formats
     from rose.domain.training_data import Problem, check_name
-    from rose.methods import likely_method
+    from rose.methods import read_any
 
     check_name(path.name)
     examples = 0
     problems: list[Problem] = []
     with path.open("rb") as lines:
-        method = likely_method(lines)
-        lines.seek(0)
-        for item in method.read(lines):
+        for item in read_any(lines):
             if isinstance(item, Problem):
                 problems.append(item)
             else:

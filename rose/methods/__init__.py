@@ -5,14 +5,14 @@ Those of other packages are found by their entry points in the group `rose.metho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import entry_points
-from itertools import islice
+from itertools import chain, islice
 
-from rose.domain.training_data import Problem, bounded_lines
+from rose.domain.training_data import Problem, bounded_lines, has_thought
 from rose.errors import InvalidRequest
 from rose.methods import dpo, supervised
-from rose.methods.method import Method
+from rose.methods.method import Item, Method
 
 GROUP = "rose.methods"
 LOOKED_AT = 20
@@ -43,11 +43,24 @@ def options_of(name: str) -> Sequence[str]:
     return tuple(method_of(name).OPTIONS) if name in method_names() else ()
 
 
-def likely_method(lines: Iterable[bytes]) -> Method:
-    """Return the method for whose data the first lines can be taken; supervised where all are as bad."""
-    first = list(islice(bounded_lines(lines), LOOKED_AT))
+def read_any(lines: Iterable[bytes]) -> Iterator[Item | Problem]:
+    """Read a file by the method for whose data its first lines can be taken."""
+    bounded = bounded_lines(lines)
+    first = list(islice(bounded, LOOKED_AT))
+    return likely_method(first).read(chain(first, bounded))
+
+
+def likely_method(first: Sequence[bytes]) -> Method:
+    """Return the method that finds the fewest problems in these lines; supervised where all find as many."""
 
     def problems(method: Method) -> int:
         return sum(isinstance(item, Problem) for item in method.read(first))
 
-    return min((method_of(name) for name in (*_OWN, *sorted(set(method_names()) - _OWN.keys()))), key=problems)
+    others = sorted(set(method_names()) - _OWN.keys())
+    return min((method_of(name) for name in (*_OWN, *others)), key=problems)
+
+
+def thinks(lines: Iterable[bytes]) -> bool:
+    """Tell whether a learned answer of a file has a thought, so that a job on it trains with thinking on."""
+    items = (item for item in read_any(lines) if not isinstance(item, Problem))
+    return any(has_thought(conversation) for item in items for conversation in item.conversations)

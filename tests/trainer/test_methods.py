@@ -64,6 +64,11 @@ def sums(model: Any, unit: Unit) -> torch.Tensor:
     return torch.stack([one(document) for document in unit.documents])
 
 
+def measured(step: StepDone) -> dict[str, float]:
+    assert step.metrics.measured is not msgspec.UNSET
+    return step.metrics.measured
+
+
 def units_of(job: Job) -> list[Unit]:
     examples = read_file(job.training_file, dpo, load_template(job.base), job.hyperparameters, lambda: None)
     return [unit for example in examples for unit in example.units]
@@ -110,11 +115,12 @@ def test_the_preferred_answers_become_likelier_and_the_last_step_is_the_formulas
     outcome = run(preferences)
     assert outcome.status == 0, outcome.log
     steps = outcome.of(StepDone)
-    assert steps[-1].metrics.measured["reward_accuracy"] == 1.0
-    assert steps[-1].metrics.measured["reward_margin"] > steps[1].metrics.measured["reward_margin"]
+    first, last = measured(steps[1]), measured(steps[-1])
+    assert last["reward_accuracy"] == 1.0
+    assert last["reward_margin"] > first["reward_margin"]
     assert steps[-1].metrics.train_loss < math.log(2) < steps[0].metrics.train_loss + 1e-5
     for step in steps:
-        found = step.metrics.measured
+        found = measured(step)
         assert found["reward_margin"] == pytest.approx(found["reward_chosen"] - found["reward_rejected"], abs=1e-5)
 
 
@@ -148,6 +154,7 @@ def test_validation_data_are_pairs_too(tmp_path: Path, fixture_base: Path) -> No
     assert outcome.status == 0, outcome.log
     last = outcome.of(StepDone)[-1].metrics
     assert last.full_valid_loss is not None
+    assert last.valid_measured is not msgspec.UNSET
     assert last.valid_measured["reward_accuracy"] in (0.0, 0.5, 1.0)
 
 
