@@ -124,7 +124,7 @@ def run_rose(folder: Path) -> None:
     numbers = resolve(HyperparametersRequest(**asked), facts, job["seed"])
     assert numbers.lora_config is not None
     torch.set_num_threads(1)
-    hardware = Hardware(_spec(RunSpec, numbers))
+    hardware = Hardware(spec(RunSpec, numbers))
     model = load_model(Path(job["model"]))
     adapter = attach(model, numbers.lora_config, seed=0)
     load_adapter(adapter, Path(job["adapter"]))
@@ -167,7 +167,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
-def _spec(kind: Any, numbers: Any) -> Any:
+def spec(kind: Any, numbers: Any) -> Any:
     from rose.domain.job_values import BaseModel
 
     return kind(
