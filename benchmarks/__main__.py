@@ -24,6 +24,7 @@ BENCHMARKS = (
     "start",
     "inference",
     "train",
+    "preferences",
     "render",
     "quality",
 )

@@ -20,11 +20,12 @@ from benchmarks.quality_tasks import Pair, Question, Task, tasks
 from rose.domain.hyperparameter_requests import HyperparametersRequest
 from rose.domain.job_values import BaseRequest
 from rose.language_models.template import ChatTemplate, load_template
+from rose.methods.method import Unit
 from trainer.attention import use_attention
-from trainer.batches import Document
 from trainer.child import Channel
 from trainer.hardware import Hardware
 from trainer.protocol import RunSpec, ValidationPassed, ValidationSpec
+from trainer.reading import read_file
 from trainer.run import Run
 from trainer.validate import validate
 
@@ -138,17 +139,12 @@ def _write(path: Path, pairs: Sequence[Pair]) -> Path:
     return path
 
 
-def _held_out(run: Run, template: ChatTemplate, task: Task, folder: Path) -> list[Document]:
+def _held_out(run: Run, template: ChatTemplate, task: Task, folder: Path) -> list[Unit]:
     """Return the held-out questions with their answers as the trainer reads a file."""
     path = _write(folder / "held_out.jsonl", [(question.text, question.answer) for question in task.questions])
-    examples = run.method.read_examples(
-        path,
-        template=template,
-        maximum_tokens=run.hyperparameters.maximum_tokens,
-        thinking=False,
-        alive=lambda: None,
-    )
-    return [document for example in examples for document in example.documents]
+    wanted = msgspec.structs.replace(run.hyperparameters, thinking=False)
+    examples = read_file(path, run.method, template, wanted, lambda: None)
+    return [unit for example in examples for unit in example.units]
 
 
 def spec(training: Training, task: Task) -> RunSpec:

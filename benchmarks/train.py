@@ -99,16 +99,19 @@ def run_rose(folder: Path) -> None:
     from rose.domain.hyperparameters import DataFacts, resolve
     from rose.language_models.load import load_model
     from rose.language_models.lora import attach, load_adapter
-    from trainer.batches import Document, Schedule
+    from rose.methods import supervised
+    from rose.methods.method import Document, Unit
+    from trainer.batches import Schedule
+    from trainer.forward import choose_forward
     from trainer.hardware import Hardware
-    from trainer.methods import sft
-    from trainer.optimization import Optimization, blind_loss
+    from trainer.optimization import Optimization
     from trainer.protocol import RunSpec
     from trainer.recovery import RunState
     from trainer.trained_model import TrainedModel
 
     job = json.loads((folder / "job.json").read_text())
     documents = [Document(ids=array("q", d["ids"]), weights=array("f", d["weights"])) for d in job["documents"]]
+    units = [Unit((document,)) for document in documents]
     facts = DataFacts(
         examples=len(documents),
         validation_file_examples=None,
@@ -121,20 +124,20 @@ def run_rose(folder: Path) -> None:
     numbers = resolve(HyperparametersRequest(**asked), facts, job["seed"])
     assert numbers.lora_config is not None
     torch.set_num_threads(1)
-    hardware = Hardware(_spec(RunSpec, numbers))
+    hardware = Hardware(spec(RunSpec, numbers))
     model = load_model(Path(job["model"]))
     adapter = attach(model, numbers.lora_config, seed=0)
     load_adapter(adapter, Path(job["adapter"]))
     parameters = {f"{index}.lora_": parameter for index, parameter in enumerate(adapter.trainable_parameters())}
-    forward, _ = sft.choose_forward(model, documents, hardware.device)
+    forward, _ = choose_forward(model, documents, hardware.device)
     optimization = Optimization(
         TrainedModel(model, parameters, "adapter", lambda target: None),
         numbers,
-        sft,
+        supervised,
         forward,
         hardware,
         RunState(token_budget=hardware.token_budget),
-        blind_loss(documents),
+        supervised.blind_loss(units),
         lambda code, message: None,
         lambda: None,
     )
@@ -143,7 +146,7 @@ def run_rose(folder: Path) -> None:
     losses: list[float] = []
     for step in range(1, schedule.total_steps + 1):
         start = (step - 1) * BATCH % len(documents)
-        result = optimization.step(documents[start : start + BATCH], schedule.learning_rate(step))
+        result = optimization.step(units[start : start + BATCH], schedule.learning_rate(step))
         losses.append(result.loss)
         moments.append((time.perf_counter(), time.process_time()))
     measured = {
@@ -164,7 +167,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
-def _spec(kind: Any, numbers: Any) -> Any:
+def spec(kind: Any, numbers: Any) -> Any:
     from rose.domain.job_values import BaseModel
 
     return kind(

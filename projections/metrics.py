@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -24,8 +25,18 @@ where version = {active(NAME)} and job_id = $1 and step > $2
 order by step limit $3
 """
 
-NAMES = tuple(name for name in StepMetrics.__struct_fields__ if name not in ("step", "total_steps"))
-"""The series of a job: what a step reports beside its number."""
+MEASURED, VALID_MEASURED, VALID = "measured", "valid_measured", "valid_"
+NAMES = tuple(
+    name for name in StepMetrics.__struct_fields__ if name not in ("step", "total_steps", MEASURED, VALID_MEASURED)
+)
+"""The series that every job has: what a step reports beside its number."""
+OWN_NAME = re.compile(r"[a-z][a-z0-9_]{0,60}")
+OWN = f"""
+select jsonb_object_keys(doc -> '{MEASURED}') as name from rose.metrics
+where version = {active(NAME)} and job_id = $1 and step = (
+    select min(step) from rose.metrics where version = {active(NAME)} and job_id = $1
+)
+"""
 ROWS = f"rose.metrics where version = {active(NAME)} and job_id = $1"
 PAGE = f"""
 with page as materialized (select step, doc from {ROWS} and step > $2 order by step limit $3)
@@ -87,6 +98,16 @@ async def series(pool: Pool, job_id: str, *, after_step: int = 0, limit: int | N
     return [msgspec.json.decode(row["doc"], type=StepMetrics) for row in rows]
 
 
+async def names_of(pool: Pool, job_id: str) -> tuple[str, ...]:
+    """Return the series of a job: what all have, what its method measures, and the same on validation data.
+
+    Waits up to a second when the view is behind the job. Raises: Unavailable.
+    """
+    await caught_up(pool, NAME, f"job/{job_id}")
+    own = [name for row in await fetch(pool, OWN, job_id) if OWN_NAME.fullmatch(name := row["name"])]
+    return (*NAMES, *own, *(VALID + name for name in own))
+
+
 async def page(pool: Pool, job_id: str, names: Sequence[str], *, after_step: int, limit: int) -> Columns:
     """Return the series of up to `limit` steps after `after_step`.
 
@@ -114,7 +135,7 @@ async def outline(pool: Pool, job_id: str, names: Sequence[str], *, after_step: 
     await caught_up(pool, NAME, f"job/{job_id}")
     count = range(len(names))
     query = OUTLINE.format(
-        values=", ".join(f"(doc ->> '{name}')::float8 as v{i}" for i, name in enumerate(names)),
+        values=", ".join(f"({_value(name)})::text::float8 as v{i}" for i, name in enumerate(names)),
         bounds=", ".join(f"min(v{i}) as low{i}, max(v{i}) as high{i}" for i in count),
         firsts=", ".join(f"min(step) filter (where v{i} = {end}{i})" for i in count for end in ("low", "high")),
         columns=_columns(names),
@@ -126,9 +147,18 @@ async def outline(pool: Pool, job_id: str, names: Sequence[str], *, after_step: 
 
 def _columns(names: Sequence[str]) -> str:
     """Return the SQL of one JSON list for the steps and one for each series."""
-    assert set(names) <= set(NAMES), "these become SQL"
-    lists = [("step", "steps"), *((f"doc -> '{name}'", name) for name in names)]
+    lists = [("step", "steps"), *((_value(name), name) for name in names)]
     return ", ".join(f"coalesce(json_agg({what} order by step), '[]')::text as {name}" for what, name in lists)
+
+
+def _value(name: str) -> str:
+    """Return the SQL of a series' value in a step's row."""
+    assert OWN_NAME.fullmatch(name), "it becomes SQL"
+    if name in NAMES:
+        return f"nullif(doc -> '{name}', 'null')"
+    if name.startswith(VALID):
+        return f"doc -> '{VALID_MEASURED}' -> '{name.removeprefix(VALID)}'"
+    return f"doc -> '{MEASURED}' -> '{name}'"
 
 
 def _read(row: Record | None, names: Sequence[str], *, has_more: bool = False, reported: int | None = None) -> Columns:

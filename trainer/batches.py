@@ -8,37 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import math
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rose.domain.hyperparameters import Hyperparameters
+from rose.methods.method import Document, Unit
 from trainer.held_out import Question
 
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One sequence for the model: token ids and, for each token, its weight as a target (0: only context)."""
-
-    ids: array[int]
-    weights: array[float]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def label_weight(self) -> float:
-        """Sum of the weights of all targets; the first token has nothing before it and is never a target."""
-        return math.fsum(self.weights[1:])
+ADDED = ("thinking", "options")
+"""Hyperparameters that there were not always; where they are empty, a run is what it was without them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row of a data file. It is one document, or several where a template renders each answer apart."""
+    """One row of a data file. It is one unit, or several where a template renders each answer apart."""
 
-    documents: tuple[Document, ...]
+    units: tuple[Unit, ...]
     question: Question
     """What the example asks; examples that ask the same stay on one side of a validation split."""
+
+    @property
+    def documents(self) -> list[Document]:
+        """All its documents."""
+        return [document for unit in self.units for document in unit.documents]
 
     @property
     def tokens(self) -> int:
@@ -151,7 +143,7 @@ def plan_hash(
     """Return a hash over all that decides the run's numbers; a recovery point of another plan is not taken up."""
     digest = hashlib.sha256()
     for name in sorted(hyperparameters.__struct_fields__):
-        if name == "thinking" and not hyperparameters.thinking:
+        if name in ADDED and not getattr(hyperparameters, name):
             continue  # as in the plans of runs that began before there was the setting
         if name != "reasons":
             digest.update(f"{name}={getattr(hyperparameters, name)!r}\n".encode())

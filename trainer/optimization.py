@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from rose.domain.hyperparameters import Hyperparameters
 from rose.errors import RoseError
 from rose.language_models.load import is_out_of_memory
-from trainer.batches import Document, pack
+from rose.methods.method import Document, Method, Scores, Unit
+from trainer import forward as forwards
+from trainer.batches import pack
+from trainer.forward import Forward
 from trainer.hardware import Hardware, OutOfMemory
-from trainer.methods import Method
-from trainer.methods.sft import Forward
 from trainer.recovery import RunState
 from trainer.trained_model import TrainedModel
 
@@ -31,6 +31,9 @@ EXPLOSION_MARGIN = 1.0
 """A loss of twice that of the first step, and one nat per token worse than knowing nothing but how often each token is
 learned, five steps in a row: a model does not come back from there, and no data looks like that."""
 _DIVERGED_HINT = "Lower learning_rate_multiplier. Checkpoints of earlier epochs are kept."
+
+
+Result = TypeVar("Result")
 
 
 class TrainingDiverged(RoseError):
@@ -47,7 +50,8 @@ class StepResult(NamedTuple):
     """Numbers of one optimizer step."""
 
     loss: float
-    accuracy: float
+    measured: dict[str, float]
+    """What the method measures beside it, the mean over the step."""
     gradient_norm: float
     tokens: int
     seconds: float
@@ -59,7 +63,7 @@ class Evaluation(NamedTuple):
     """Numbers over the whole validation set."""
 
     loss: float
-    accuracy: float
+    measured: dict[str, float]
 
 
 class Optimization:
@@ -83,6 +87,7 @@ class Optimization:
         self.forward = forward
         self.hardware = hardware
         self.state = state
+        self.options = hyperparameters.options
         self.blind_loss = blind_loss
         self._warn = warn
         self._alive = alive
@@ -93,21 +98,21 @@ class Optimization:
             weight_decay=hyperparameters.weight_decay,
         )
 
-    def step(self, documents: Sequence[Document], learning_rate: float) -> StepResult:
-        """Train on the documents of one step's examples, unless loss or gradient is not finite.
+    def step(self, units: Sequence[Unit], learning_rate: float) -> StepResult:
+        """Train on the units of one step's examples, unless loss or gradient is not finite.
 
         Raises: OutOfMemory.
         """
         started = time.monotonic()
-        loss, accuracy, norm = self._gradients(documents)
+        loss, measured, norm = self._gradients(units)
         applied = math.isfinite(loss) and math.isfinite(norm)
         if applied:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
             self._apply()
         self.optimizer.zero_grad(set_to_none=True)
-        tokens = sum(len(document) for document in documents)
-        return StepResult(loss, accuracy, norm, tokens, time.monotonic() - started, applied)
+        tokens = sum(unit.tokens for unit in units)
+        return StepResult(loss, measured, norm, tokens, time.monotonic() - started, applied)
 
     def _apply(self) -> None:
         """Change the weights by their gradients. Raises: OutOfMemory; the first step makes Adam's moments."""
@@ -118,99 +123,125 @@ class Optimization:
                 raise
             raise self._too_much("The optimizer's moments do", self._what_would_fit()) from error
 
-    def _gradients(self, documents: Sequence[Document]) -> tuple[float, float, float]:
-        """Leave the step's clipped gradients in the parameters; return loss, accuracy and the norm before."""
+    def _gradients(self, units: Sequence[Unit]) -> tuple[float, dict[str, float], float]:
+        """Leave the step's clipped gradients in the parameters; return loss, what else is measured, the norm before."""
         before = self.hardware.random_state()
         while True:
             try:
-                return self._attempt(documents)
+                return self._attempt(units)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             # Outside the handler, which would keep the failed pass's tensors alive. The step starts anew with the same
             # dropout, so that less memory changes no result.
             self.optimizer.zero_grad(set_to_none=True)
-            self._shrink(documents)
+            self._shrink(units)
             self.hardware.set_random_state(before)
 
-    def _attempt(self, documents: Sequence[Document]) -> tuple[float, float, float]:
-        model = self.trained.model
-        model.train()
-        denominator = math.fsum(document.label_weight for document in documents)
-        totals = torch.zeros(2, dtype=torch.float32, device=self.hardware.device)
-        for part in self._micro_batches(documents):
+    def _attempt(self, units: Sequence[Unit]) -> tuple[float, dict[str, float], float]:
+        self.trained.model.train()
+        denominator = math.fsum(self.method.weight(unit) for unit in units)
+        totals = _Totals(torch.float32, self.hardware.device)
+        for part in self._micro_batches(units):
             self._alive()
-            batch = self.method.assemble(part, self.hardware.device)
             with self.hardware.autocast(trains_weights=self.trained.trains_weights):
-                loss, correct = self.method.loss(model, batch, self.forward)
+                loss, measured = self.method.loss(self._scores(part), self.options)
             (loss / denominator).backward()
-            totals += torch.stack((loss.detach(), correct))
+            totals.add(loss.detach(), measured)
         gradients = [p.grad for p in self.trained.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         torch.nn.utils.clip_grads_with_norm_(
             list(self.trained.parameters.values()), self.hyperparameters.max_gradient_norm, norm
         )
-        loss_sum, correct_sum, norm_value = torch.cat((totals, norm.float()[None])).tolist()
-        return loss_sum / denominator, correct_sum / denominator, norm_value
+        loss_value, means, norm_value = totals.means(denominator, norm)
+        return loss_value, means, norm_value
 
-    def evaluate(self, documents: Sequence[Document], interrupted: Callable[[], bool]) -> Evaluation:
-        """Compute the loss over all documents without gradients; the run's random state stays as it is.
+    def _scores(self, units: Sequence[Unit]) -> Scores:
+        """Return how likely the model finds the units now."""
+        documents = [document for unit in units for document in unit.documents]
+        logprobs, correct = forwards.likelihoods(self.trained.model, documents, self.forward, self.hardware.device)
+        known = [number for unit in units for number in unit.reference or (0.0,) * len(unit.documents)]
+        return Scores(units, logprobs, correct, logprobs.new_tensor(known))
+
+    def evaluate(self, units: Sequence[Unit], interrupted: Callable[[], bool]) -> Evaluation:
+        """Compute the loss over all units without gradients; the run's random state stays as it is.
 
         Raises: Interrupted when `interrupted` says so between two micro-batches; OutOfMemory.
         """
+        denominator = math.fsum(self.method.weight(unit) for unit in units)
+
+        def evaluate() -> Evaluation:
+            totals = _Totals(torch.float64, torch.device("cpu") if self._has_no_doubles() else self.hardware.device)
+            for part in self._without_gradients(units, interrupted):
+                with self.hardware.autocast(trains_weights=self.trained.trains_weights):
+                    totals.add(*self.method.loss(self._scores(part), self.options))
+            return Evaluation(*totals.means(denominator)[:2])
+
+        return self._patiently(evaluate, units)
+
+    def note_reference(self, units: Sequence[Unit], interrupted: Callable[[], bool]) -> None:
+        """Note in each unit how likely the model, as it is now, finds its documents.
+
+        Raises: as evaluate.
+        """
+
+        def note() -> None:
+            for part in self._without_gradients(units, interrupted):
+                with self.hardware.autocast(trains_weights=self.trained.trains_weights):
+                    numbers = iter(self._scores(part).logprobs.tolist())
+                for unit in part:
+                    unit.reference = tuple(next(numbers) for _ in unit.documents)
+
+        self._patiently(note, units)
+
+    def _patiently(self, compute: Callable[[], Result], units: Sequence[Unit]) -> Result:
+        """Return what `compute` does over `units`, with less at once where memory runs out; draws no random number."""
         before = self.hardware.random_state()
         try:
             while True:
                 try:
-                    return self._evaluate(documents, interrupted)
+                    self.trained.model.eval()
+                    with torch.no_grad():
+                        return compute()
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
-                self._shrink(documents)
+                self._shrink(units)
         finally:
             self.hardware.set_random_state(before)
 
-    def _evaluate(self, documents: Sequence[Document], interrupted: Callable[[], bool]) -> Evaluation:
-        model = self.trained.model
-        model.eval()
-        denominator = math.fsum(document.label_weight for document in documents)
-        totals = torch.zeros(2, dtype=torch.float64, device="cpu" if self._has_no_doubles() else self.hardware.device)
-        with torch.no_grad():
-            for part in self._micro_batches(documents):
-                self._alive()
-                if interrupted():
-                    raise Interrupted
-                batch = self.method.assemble(part, self.hardware.device)
-                with self.hardware.autocast(trains_weights=self.trained.trains_weights):
-                    loss, correct = self.method.loss(model, batch, self.forward)
-                totals += torch.stack((loss, correct)).to(totals)
-        loss_sum, correct_sum = totals.tolist()
-        return Evaluation(loss_sum / denominator, correct_sum / denominator)
+    def _without_gradients(self, units: Sequence[Unit], interrupted: Callable[[], bool]) -> Iterator[list[Unit]]:
+        """Yield the micro-batches of an evaluation. Raises: Interrupted."""
+        for part in self._micro_batches(units):
+            self._alive()
+            if interrupted():
+                raise Interrupted
+            yield part
 
     def logprobs(self, document: Document) -> list[float]:
         """Return the log-probability (nats) of each learned token of one document, in order, as the model is now."""
         model = self.trained.model
         model.eval()
         with torch.no_grad(), self.hardware.autocast(trains_weights=self.trained.trains_weights):
-            batch = self.method.assemble([document], self.hardware.device)
-            return self.method.logprobs(model, batch, self.forward).tolist()
+            batch = forwards.assemble([document], self.hardware.device)
+            return forwards.logprobs(model, batch, self.forward).tolist()
 
     def _has_no_doubles(self) -> bool:
         return self.hardware.device.type == "mps"
 
-    def _micro_batches(self, documents: Sequence[Document]) -> list[list[Document]]:
+    def _micro_batches(self, units: Sequence[Unit]) -> list[list[Unit]]:
         budget = self.state.token_budget if self.forward.packed else 0
-        return [[documents[i] for i in part] for part in pack([len(d) for d in documents], budget)]
+        return [[units[i] for i in part] for part in pack([unit.tokens for unit in units], budget)]
 
-    def _shrink(self, documents: Sequence[Document]) -> None:
+    def _shrink(self, units: Sequence[Unit]) -> None:
         """Make the next attempt need less memory: fewer tokens at once, then recomputed activations.
 
         Raises: OutOfMemory when one example alone is too much even so.
         """
         self.hardware.release_cache()
         state = self.state
-        longest = max(len(document) for document in documents)
-        largest = max(sum(len(d) for d in part) for part in self._micro_batches(documents))
+        longest = max(unit.tokens for unit in units)
+        largest = max(sum(unit.tokens for unit in part) for part in self._micro_batches(units))
         if self.forward.packed and largest > longest:
             # Below what was tried, else the same micro-batches come again.
             state.token_budget = max(longest, min(state.token_budget, largest) // 2)
@@ -271,10 +302,24 @@ class Optimization:
             )
 
 
-def blind_loss(documents: Iterable[Document]) -> float:
-    """Return the loss in nats per label token of always guessing by the labels' overall frequencies: their entropy."""
-    counts: Counter[int] = Counter()
-    for document in documents:
-        counts.update(token for token, weight in zip(document.ids, document.weights, strict=True) if weight)
-    total = counts.total()
-    return -sum(count / total * math.log(count / total) for count in counts.values())
+class _Totals:
+    """Sums over micro-batches, which leave the device once, together."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype, self._device = dtype, device
+        self._names: list[str] = []
+        self._sums: torch.Tensor | None = None
+
+    def add(self, loss: torch.Tensor, measured: Mapping[str, torch.Tensor]) -> None:
+        """Add what a method gave for a micro-batch; it measures the same each time."""
+        self._names = list(measured)
+        values = torch.stack((loss.float(), *(one.detach().float() for one in measured.values())))
+        values = values.to(self._device, self._dtype)
+        self._sums = values if self._sums is None else self._sums + values
+
+    def means(self, weight: float, *more: torch.Tensor) -> tuple[float, dict[str, float], float]:
+        """Return loss and measures, each divided by `weight`, and `more` as it is (0.0 without)."""
+        assert self._sums is not None
+        extra = [one.to(self._device, self._dtype)[None] for one in more] or [self._sums.new_zeros(1)]
+        loss, *sums, last = torch.cat((self._sums, *extra)).tolist()
+        return loss / weight, {name: one / weight for name, one in zip(self._names, sums, strict=True)}, last

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from rose.domain.job_values import ServedAsTrained
 from rose.inference.generation import ScoringAnswer
-from trainer.batches import Document
+from rose.methods.method import Document
 from trainer.protocol import ScoredRows
 
 MAX_ROWS = 32

@@ -1,8 +1,8 @@
 """Recovery points: the whole state of a run on disk, so that a later attempt goes on exactly where it was.
 
-A point is a folder: state.json, weights, Adam's moments, random states and, once an evaluation was the best so far, the
-best weights; safetensors and JSON only, nothing that executes. It is no model and never served. The supervisor deletes
-older points, since it knows which ones the job's events name.
+A point is a folder: state.json, weights, Adam's moments, random states, the method's reference and, once an evaluation
+was the best so far, the best weights; safetensors and JSON only, nothing that executes. It is no model, never served.
+The supervisor deletes older points, since it knows which ones the job's events name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -31,6 +31,7 @@ WEIGHTS_FILE = "weights.safetensors"
 MOMENTS_FILE = "moments.safetensors"
 BEST_FILE = "best.safetensors"
 RANDOM_FILE = "random.safetensors"
+REFERENCE_FILE = "reference.safetensors"
 
 
 class RunState(msgspec.Struct, kw_only=True):
@@ -69,6 +70,18 @@ class _Stored(msgspec.Struct, frozen=True, kw_only=True):
     state: RunState
     python_random: tuple[Any, ...]
     rendering: int = 1
+
+
+class Restored(NamedTuple):
+    """What a recovery point held, besides what was put back."""
+
+    state: RunState
+    best: dict[str, torch.Tensor] | None
+    """The best weights so far (CPU, fp32)."""
+    reference: torch.Tensor | None
+    """[documents] fp32: how likely the model found them before the first step, for methods that compare with that."""
+    difference: str | None
+    """What is different about this machine."""
 
 
 def environment(hardware: Hardware) -> dict[str, str]:
@@ -135,11 +148,8 @@ class Recovery:
 
     def restore(
         self, point: RecoveryPoint, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
-    ) -> tuple[RunState, dict[str, torch.Tensor] | None, str | None]:
-        """Put weights, moments and random states back.
-
-        Returns the state, the best weights so far (CPU, fp32), and what is different about this machine or None.
-        """
+    ) -> Restored:
+        """Put weights, moments and random states back, and return the rest."""
         folder = self._blobs.path(point.artifact.path)
         stored = self._read(folder)
         weights, moments = load_file(folder / WEIGHTS_FILE), load_file(folder / MOMENTS_FILE)
@@ -161,7 +171,13 @@ class Recovery:
         random.setstate((version, tuple(numbers), gauss))
         now = environment(self._hardware)
         differences = [f"{k} {v} -> {now[k]}" for k, v in stored.environment.items() if now.get(k) != v]
-        return stored.state, best, ", ".join(differences) or None
+        reference = folder / REFERENCE_FILE
+        return Restored(
+            state=stored.state,
+            best=best,
+            reference=load_file(reference)["logprobs"] if reference.exists() else None,
+            difference=", ".join(differences) or None,
+        )
 
     def write(
         self,
@@ -169,6 +185,7 @@ class Recovery:
         parameters: Mapping[str, torch.nn.Parameter],
         optimizer: torch.optim.Optimizer,
         best: Mapping[str, torch.Tensor] | None,
+        reference: torch.Tensor | None = None,
     ) -> Artifact:
         """Make a point of the present state; it is on disk, synced, when this returns.
 
@@ -195,6 +212,8 @@ class Recovery:
             save_file(self._hardware.random_state(), folder / RANDOM_FILE)
             if best is not None:
                 save_file(dict(best), folder / BEST_FILE)
+            if reference is not None:
+                save_file({"logprobs": reference}, folder / REFERENCE_FILE)
             (folder / STATE_FILE).write_bytes(msgspec.json.encode(stored))
 
         artifact = save_folder(

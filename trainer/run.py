@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -28,12 +27,14 @@ from rose.domain.hyperparameters import Hyperparameters
 from rose.domain.job_values import StepMetrics
 from rose.errors import InvalidDataset, NoSpace, RoseError, Unavailable
 from rose.language_models.template import ChatTemplate, load_template
-from trainer.batches import Document, Example, Schedule, plan_hash
+from rose.methods import method_of
+from rose.methods.method import Unit
+from trainer.batches import Example, Schedule, plan_hash
 from trainer.child import Channel, failed, log_to_standard_error, open_channel, read_spec
+from trainer.forward import choose_forward
 from trainer.hardware import Hardware
 from trainer.held_out import split
-from trainer.methods import METHODS
-from trainer.optimization import Evaluation, Interrupted, Optimization, blind_loss
+from trainer.optimization import Evaluation, Interrupted, Optimization
 from trainer.proof import sample
 from trainer.protocol import (
     EXIT_DRAINED,
@@ -49,6 +50,7 @@ from trainer.protocol import (
     StepDone,
     Warned,
 )
+from trainer.reading import read_file
 from trainer.recovery import Recovery, RunState
 from trainer.saving import save_folder
 from trainer.trained_model import TrainedModel, load_trained_model, locate_base
@@ -58,6 +60,8 @@ log = logging.getLogger(__name__)
 ALIVE_SECONDS = 20.0
 """Time between signs of life within a phase, well below the watchdog's shortest patience."""
 
+TOKEN_ACCURACY = "mean_token_accuracy"
+"""What a method measures that has fields of its own in a step's report."""
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """How configurations of transformers call the number of experts."""
 
@@ -97,7 +101,7 @@ class Run:
         self.channel = channel
         self.hyperparameters: Hyperparameters = spec.hyperparameters
         self.schedule = Schedule(spec.hyperparameters)
-        self.method = METHODS[spec.method]
+        self.method = method_of(spec.method)
         self.blobs = Blobs(Path(spec.blob_root))
         self.folder = f"jobs/{spec.job_id}/e{spec.epoch}"
         self.best: dict[str, torch.Tensor] | None = None
@@ -106,7 +110,7 @@ class Run:
         self.phase = ""
         self.spoke_at = time.monotonic()
         self.training: list[Example] = []
-        self.validation: list[Document] = []
+        self.validation: list[Unit] = []
 
     def run(self) -> int:
         """Do all of it and return the exit status."""
@@ -134,13 +138,13 @@ class Run:
         spec = self.spec
         located = locate_base(spec)
         validation = self.read_data(load_template(located.path, rows=located.embedding_rows))
-        self.validation = [document for example in validation for document in example.documents]
+        self.validation = [unit for example in validation for unit in example.units]
         torch.manual_seed(self.hyperparameters.seed)
         random.seed(self.hyperparameters.seed)
         self.trained: TrainedModel = load_trained_model(spec, located, self.blobs, self.hardware)
         self.state = RunState(token_budget=self.hardware.token_budget)
         documents = [document for example in self.training for document in example.documents]
-        forward, caveat = self.method.choose_forward(self.trained.model, documents, self.hardware.device)
+        forward, caveat = choose_forward(self.trained.model, documents, self.hardware.device)
         if caveat:
             self.warn("not_packed", caveat)
         self.optimization = Optimization(
@@ -150,7 +154,7 @@ class Run:
             forward,
             self.hardware,
             self.state,
-            blind_loss(documents),
+            self.method.blind_loss([unit for example in self.training for unit in example.units]),
             self.warn,
             self.alive,
         )
@@ -178,17 +182,10 @@ class Run:
         Raises: InvalidDataset when there are others than validation counted.
         """
         wanted = self.hyperparameters
-        read = partial(
-            self.method.read_examples,
-            template=template,
-            maximum_tokens=wanted.maximum_tokens,
-            thinking=wanted.thinking,
-            alive=self.alive,
-        )
-        rows = read(Path(self.spec.training_file))
+        rows = read_file(Path(self.spec.training_file), self.method, template, wanted, self.alive)
         if self.spec.validation_file is not None:
             self.training = rows
-            validation = read(Path(self.spec.validation_file))
+            validation = read_file(Path(self.spec.validation_file), self.method, template, wanted, self.alive)
         else:
             sides = split([row.question for row in rows], wanted.validation_examples, wanted.seed)
             self.training = [rows[index] for index in sides.training]
@@ -210,23 +207,45 @@ class Run:
         return validation
 
     def resume(self) -> None:
-        """Go on from the newest usable recovery point, if there is one."""
+        """Go on from the newest usable recovery point; without one, note what the method compares with later."""
         self.recovery.sweep(self.spec.job_id)
         point, rejected = self.recovery.newest()
         if point is not None:
-            state, self.best, difference = self.recovery.restore(
-                point, self.trained.parameters, self.optimization.optimizer
-            )
-            self.state = self.optimization.state = state
-            if state.checkpointing:
+            restored = self.recovery.restore(point, self.trained.parameters, self.optimization.optimizer)
+            self.best = restored.best
+            self.state = self.optimization.state = restored.state
+            if restored.state.checkpointing:
                 self.optimization.recompute_activations()
-            if difference:
+            if restored.difference:
                 self.warn(
-                    "equivalent_resume", f"The run goes on equivalently, but not bit for bit, because of: {difference}."
+                    "equivalent_resume",
+                    f"The run goes on equivalently, but not bit for bit, because of: {restored.difference}.",
                 )
+            self.take_reference(restored.reference)
+        elif self.method.NEEDS_REFERENCE:
+            self.report_phase("evaluate")
+            with suppress(Interrupted):
+                self.optimization.note_reference(self.units(), self.channel.draining.is_set)
         if point is not None or rejected:
             anew = point is None and self.recovery.plan_changed
             self.channel.report(Resumed(from_step=self.state.step, rejected=rejected, anew=anew))
+
+    def units(self) -> list[Unit]:
+        """Return all of the training data's, then those of the validation data."""
+        return [*(unit for example in self.training for unit in example.units), *self.validation]
+
+    def reference(self) -> torch.Tensor | None:
+        """Return what was noted before the first step about each document of `units`, fp32, for a recovery point."""
+        if not self.method.NEEDS_REFERENCE:
+            return None
+        return torch.tensor([number for unit in self.units() for number in unit.reference or ()], dtype=torch.float32)
+
+    def take_reference(self, numbers: torch.Tensor | None) -> None:
+        """Note what a recovery point says of the model before the first step."""
+        if numbers is not None:
+            known = iter(numbers.tolist())
+            for unit in self.units():
+                unit.reference = tuple(next(known) for _ in unit.documents)
 
     # --- the loop
 
@@ -240,9 +259,9 @@ class Run:
         self.report_phase("train")
         state, number = self.state, self.state.step + 1
         examples = [self.training[index] for index in self.schedule.step_examples(number)]
-        documents = [document for example in examples for document in example.documents]
+        units = [unit for example in examples for unit in example.units]
         rate = self.schedule.learning_rate(number)
-        result = self.optimization.step(documents, rate)
+        result = self.optimization.step(units, rate)
         state.step = number
         state.trained_tokens += result.tokens
         self.optimization.judge(number, result)
@@ -255,12 +274,13 @@ class Run:
             total_steps=self.schedule.total_steps,
             epoch=self.schedule.epoch_fraction(number),
             train_loss=result.loss,
-            train_mean_token_accuracy=result.accuracy,
+            train_mean_token_accuracy=result.measured.pop(TOKEN_ACCURACY, 0.0),
             learning_rate=rate,
             gradient_norm=result.gradient_norm,
             trained_tokens=state.trained_tokens,
             tokens_per_second=result.tokens / result.seconds,
             memory_bytes=self.hardware.peak_memory_bytes(),
+            measured=result.measured or msgspec.UNSET,
         )
 
     def complete_step(self) -> None:
@@ -272,12 +292,14 @@ class Run:
         ends_epoch = self.schedule.ends_epoch(state.step)
         evaluation = self.evaluate() if self.schedule.evaluates_after(state.step) else None
         if evaluation is not None and metrics is not None:
+            accuracy = evaluation.measured.pop(TOKEN_ACCURACY, None)
             metrics = msgspec.structs.replace(
                 metrics,
                 valid_loss=evaluation.loss,
-                valid_mean_token_accuracy=evaluation.accuracy,
+                valid_mean_token_accuracy=accuracy,
                 full_valid_loss=evaluation.loss if ends_epoch else None,
-                full_valid_mean_token_accuracy=evaluation.accuracy if ends_epoch else None,
+                full_valid_mean_token_accuracy=accuracy if ends_epoch else None,
+                valid_measured=evaluation.measured or msgspec.UNSET,
             )
         if metrics is not None:
             self.channel.report(StepDone(metrics=metrics))
@@ -328,7 +350,9 @@ class Run:
         self.report_phase("save")
         self.point_made_at = time.monotonic()
         try:
-            artifact = self.recovery.write(self.state, self.trained.parameters, self.optimization.optimizer, self.best)
+            artifact = self.recovery.write(
+                self.state, self.trained.parameters, self.optimization.optimizer, self.best, self.reference()
+            )
         except NoSpace as error:
             if not self.point_failed:
                 self.warn("no_recovery_point", f"No recovery point after step {self.state.step}: {error}")
@@ -385,7 +409,7 @@ class Run:
 
     def score(self) -> ScoredRows:
         """Say how likely the finished model finds the learned tokens of some held-out rows, else of trained ones."""
-        held_out = self.validation
+        held_out = [document for unit in self.validation for document in unit.documents]
         trained = [document for example in self.training for document in example.documents]
         rows: list[ScoredRow] = []
         for document in sample(held_out or trained, self.hyperparameters.seed):

@@ -16,11 +16,13 @@ import msgspec
 
 from rose.domain.hyperparameter_requests import TARGETS_ALL
 from rose.domain.hyperparameters import DataFacts, Hyperparameters, LoraSettings, resolve, resolve_thinking
-from rose.domain.training_data import ChatExample, Problem, has_thought, read_examples
+from rose.domain.training_data import Problem, has_thought
 from rose.errors import InvalidDataset, InvalidRequest, RoseError
 from rose.language_models.chat.caveats import SENTENCES
 from rose.language_models.locate import BaseChanged, LocatedBase, ModelNotAvailable
-from rose.language_models.template import ChatTemplate, Rendering, load_template
+from rose.language_models.template import ChatTemplate, load_template
+from rose.methods import method_of
+from rose.methods.method import Item, Method, Rendered
 from trainer.child import failed, log_to_standard_error, open_channel, read_spec
 from trainer.fetching import Tell, fetch_base
 from trainer.protocol import Failed, PhaseChanged, ValidationPassed, ValidationSpec, Warned
@@ -83,9 +85,10 @@ def validate(spec: ValidationSpec, tell: Tell) -> ValidationPassed | Failed:
     located = fetch_base(spec.base, models=Path(spec.models_dir), offline=spec.hub_offline, tell=tell)
     tell("validate")
     template = load_template(located.path, rows=located.embedding_rows)
-    thoughts = _count_thoughts(Path(spec.training_file))
+    method = method_of(spec.method)
+    thoughts = _count_thoughts(method, Path(spec.training_file))
     thinking, _ = resolve_thinking(spec.hyperparameters.thinking, thoughts)
-    reader = _Reader(template, located.context_tokens, thinking)
+    reader = _Reader(method, template, located.context_tokens, thinking)
     validation: DataFile | None = None
     if spec.validation_file is not None:
         validation = reader.read(Path(spec.validation_file), frozenset())
@@ -96,7 +99,7 @@ def validate(spec: ValidationSpec, tell: Tell) -> ValidationPassed | Failed:
         refusal = _refusal(validation, "validation_file", 1)
     if refusal is not None:
         return refusal
-    facts = msgspec.structs.replace(_facts(spec, located, training, validation), thoughts=thoughts)
+    facts = msgspec.structs.replace(_facts(spec, method, located, training, validation), thoughts=thoughts)
     numbers = resolve(spec.hyperparameters, facts, spec.seed)
     _check_targets(numbers, located)
     return ValidationPassed(
@@ -109,15 +112,17 @@ def validate(spec: ValidationSpec, tell: Tell) -> ValidationPassed | Failed:
     )
 
 
-def _count_thoughts(path: Path) -> int:
+def _count_thoughts(method: Method, path: Path) -> int:
     """Return how many examples of a file have an answer with a thought that is learned."""
     with path.open("rb") as lines:
-        return sum(isinstance(item, ChatExample) and has_thought(item) for item in read_examples(lines))
+        items = (item for item in method.read(lines) if not isinstance(item, Problem))
+        return sum(any(map(has_thought, item.conversations)) for item in items)
 
 
 class _Reader(NamedTuple):
     """How files are read: as the run will."""
 
+    method: Method
     template: ChatTemplate
     maximum_tokens: int
     thinking: bool
@@ -126,14 +131,14 @@ class _Reader(NamedTuple):
         """Read and render a whole file, one line at a time; `others` are the conversations of the other file."""
         found = DataFile()
         with path.open("rb") as lines:
-            for item in read_examples(lines):
+            for item in self.method.read(lines):
                 if found.problem_count == STOP_AFTER_PROBLEMS:
                     break
                 if isinstance(item, Problem):
                     _note(found, item.sentence)
                     continue
                 try:
-                    rendering = self.template.render(item, self.maximum_tokens, thinking=self.thinking)
+                    rendering = self.method.render(item, self.template, self.maximum_tokens, thinking=self.thinking)
                 except InvalidDataset as error:
                     _note(found, error.message)
                     continue
@@ -143,16 +148,16 @@ class _Reader(NamedTuple):
         return found
 
 
-def _take_in(found: DataFile, example: ChatExample, rendering: Rendering) -> None:
+def _take_in(found: DataFile, item: Item, rendering: Rendered) -> None:
     found.examples += 1
     found.tokens += rendering.tokens
     found.label_tokens += rendering.label_tokens
     if rendering.cut:
         found.cut += 1
-        found.cut_lines.append(example.line)
+        found.cut_lines.append(item.line)
     for caveat in rendering.caveats:
         found.caveats[caveat.code] = found.caveats.get(caveat.code, 0) + caveat.count
-        found.caveat_lines.setdefault(caveat.code, example.line)
+        found.caveat_lines.setdefault(caveat.code, item.line)
 
 
 def _note(found: DataFile, sentence: str) -> None:
@@ -161,21 +166,21 @@ def _note(found: DataFile, sentence: str) -> None:
         found.problems.append(sentence)
 
 
-def _compare(found: DataFile, example: ChatExample, others: Set[int]) -> None:
-    digest = _digest(example)
+def _compare(found: DataFile, item: Item, others: Set[int]) -> None:
+    digest = _digest(item)
     if digest in others:
         found.shared += 1
-        found.shared_lines.append(example.line)
+        found.shared_lines.append(item.line)
     if digest in found.digests:
         found.repeated += 1
     elif len(found.digests) < MAX_REMEMBERED:
         found.digests.add(digest)
 
 
-def _digest(example: ChatExample) -> int:
+def _digest(item: Item) -> int:
     """Return 64 bits of the hash of what is said, whatever the white space and case."""
     digest = hashlib.sha256()
-    for message in example.messages:
+    for message in (message for conversation in item.conversations for message in conversation.messages):
         digest.update(f"{message['role']}\0{' '.join(str(message['content']).split()).casefold()}\0".encode())
         if "tool_calls" in message or "function_call" in message:
             digest.update(msgspec.json.encode([message.get("tool_calls"), message.get("function_call")]))
@@ -204,7 +209,9 @@ def _refusal(found: DataFile, param: str, minimum: int) -> Failed | None:
     return None
 
 
-def _facts(spec: ValidationSpec, located: LocatedBase, training: DataFile, validation: DataFile | None) -> DataFacts:
+def _facts(
+    spec: ValidationSpec, method: Method, located: LocatedBase, training: DataFile, validation: DataFile | None
+) -> DataFacts:
     parent = spec.base.parent
     rates = spec.base_learning_rates
     asked = spec.hyperparameters.lora_config.target_modules
@@ -218,6 +225,8 @@ def _facts(spec: ValidationSpec, located: LocatedBase, training: DataFile, valid
         base_learning_rate=rates.get(located.source, located.base_learning_rate),
         parent_lora=msgspec.convert(parent.lora, LoraSettings) if parent and parent.lora else None,
         label_tokens=training.label_tokens,
+        method_rate=method.RATE,
+        method_options={name: (option.default, option.why) for name, option in method.OPTIONS.items()},
         lora_numbers_per_rank=sum(outputs + inputs for outputs, inputs in _targeted(located, targets)),
     )
 

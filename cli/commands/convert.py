@@ -81,7 +81,9 @@ def convert(
     )
     common.output.show(report, identity=report.output, lines=_lines(report))
     if report.kind == "preference":
-        common.output.warn("these are pairs to prefer by; a supervised job takes only the preferred ones: --to chat")
+        common.output.talk(
+            "These are pairs to prefer by: `rose finetune create --method dpo`, or only what is preferred: --to chat"
+        )
 
 
 def _columns(given: str | None) -> dict[str, str]:

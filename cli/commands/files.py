@@ -160,13 +160,14 @@ def require_good_data(path: Path, consequence: str) -> int:
     Raises: InvalidDataset for a name that the server refuses; CheckedDataset naming every line with a problem.
     """
     from rose.domain import formats
-    from rose.domain.training_data import Problem, check_name, read_examples
+    from rose.domain.training_data import Problem, check_name
+    from rose.methods import read_any
 
     check_name(path.name)
     examples = 0
     problems: list[Problem] = []
     with path.open("rb") as lines:
-        for item in read_examples(lines):
+        for item in read_any(lines):
             if isinstance(item, Problem):
                 problems.append(item)
             else:

@@ -26,6 +26,8 @@ def create(
     *,
     model: Annotated[str, Parameter(name=["--model", "-m"], env_var="ROSE_MODEL")],
     suffix: Annotated[str | None, Parameter(env_var="ROSE_SUFFIX")] = None,
+    method: Annotated[str | None, Parameter(env_var="ROSE_METHOD")] = None,
+    beta: Annotated[str | None, Parameter(env_var="ROSE_BETA")] = None,
     epochs: Annotated[str | None, Parameter(env_var="ROSE_EPOCHS")] = None,
     batch_size: Annotated[str | None, Parameter(env_var="ROSE_BATCH_SIZE")] = None,
     learning_rate: Annotated[str | None, Parameter(env_var="ROSE_LEARNING_RATE")] = None,
@@ -56,6 +58,10 @@ def create(
         An alias, a hub id, a local folder, or a fine-tuned model to go on from.
     suffix
         Last part of the new model's name.
+    method
+        supervised (default), or dpo to learn from pairs of a preferred and another answer.
+    beta
+        How near the model stays to where it began, above 0 to 2, or auto (0.1); of the method dpo.
     epochs
         Passes over the data, 1 to 50, or auto.
     batch_size
@@ -106,6 +112,7 @@ def create(
         "use_lora": use_lora,
         "lora_config": _given(lora) or None,
     }
+    own = _given({"beta": _number(beta, "--beta")})
     pairs = _pairs(metadata) if metadata else None
     with common.client() as client:
         body: dict[str, Any] = {
@@ -114,6 +121,7 @@ def create(
             "validation_file": _file_id(client, validation_file, common) if validation_file else None,
             "suffix": suffix,
             "seed": seed,
+            "method": _method(method, own),
             "hyperparameters": _given(knobs) or None,
             "metadata": pairs,
         }
@@ -125,6 +133,14 @@ def create(
             return _watch(client, job.id, common)
         common.output.talk(f"Watch it with: rose finetune watch {job.id}")
     return 0
+
+
+def _method(name: str | None, own: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the method of a request, with the hyperparameters that only it has."""
+    if name is None and not own:
+        return None
+    kind = name or "dpo"
+    return {"type": kind, **({kind: {"hyperparameters": own}} if own else {})}
 
 
 def list_jobs(

@@ -58,7 +58,7 @@ def preview(
 
 def _content(path: Path, asked: schema.PreviewFile) -> schema.PreviewContent:
     """Return only the lines that are shown, so that a large file is not sent whole."""
-    from rose.domain.training_data import ChatExample, has_thought, read_examples
+    from rose.methods import thinks
 
     first, thinking = (asked.line or 1) - 1, asked.thinking
     with path.open("rb") as file:
@@ -67,8 +67,7 @@ def _content(path: Path, asked: schema.PreviewFile) -> schema.PreviewContent:
         raise InvalidRequest(f"{path} has no line {first + 1}.", code="invalid_value", param="line")
     if thinking == "auto":
         with path.open("rb") as file:
-            thinks = any(isinstance(item, ChatExample) and has_thought(item) for item in read_examples(file))
-        thinking = "on" if thinks else "off"
+            thinking = "on" if thinks(file) else "off"
     content = b"".join(wanted).decode("utf-8", "replace")
     return schema.PreviewContent(model=asked.model, line=1, count=asked.count, thinking=thinking, content=content)
 

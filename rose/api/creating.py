@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any, NoReturn
 
@@ -21,8 +22,8 @@ from rose.domain.job_values import PinnedFile
 from rose.domain.training_data import check_name
 from rose.errors import InvalidRequest, NotFound
 from rose.ids import new_id
+from rose.methods import method_of
 
-SUPPORTED_METHODS = ("supervised",)
 ELSEWHERE = {"lr": "learning_rate_multiplier", "rank": "r", "lora_r": "r", "lora_rank": "r"}
 """What other trainers call some of the keys."""
 NOT_IN_PROJECTS = "/\\#?%:"
@@ -76,35 +77,35 @@ async def job_command(services: Services, project: str, body: schema.CreateJob) 
 
 def _method(body: schema.CreateJob) -> tuple[str, HyperparametersRequest]:
     """Return method and hyperparameters; what `method` says wins over the top-level `hyperparameters`."""
-    method = body.method or schema.Method()
-    if method.type not in SUPPORTED_METHODS:
-        raise InvalidRequest(
-            f"The method {method.type} is not supported; supported: {', '.join(SUPPORTED_METHODS)}.",
-            code="unsupported_method",
-            param="method.type",
-        )
+    given = body.method or schema.Method()
+    method = method_of(given.type)
     top = body.hyperparameters or schema.Hyperparameters()
-    special = method.supervised.hyperparameters if method.supervised else None
-    requested(top)
-    if special is None:
-        return method.type, requested(top)
-    path = "method.supervised.hyperparameters"
-    requested(special, path)
-    return method.type, requested(_over(top, special), path)
+    section = getattr(given, given.type, None)
+    special: schema.Hyperparameters | None = section.hyperparameters if section else None
+    asked = requested(top)
+    if special is not None:
+        path = f"method.{given.type}.hyperparameters"
+        requested(special, path, method.OPTIONS)
+        asked = requested(type(special)(**_named(top) | _named(special)), path, method.OPTIONS)
+    return given.type, asked
 
 
-def _over(top: schema.Hyperparameters, special: schema.Hyperparameters) -> schema.Hyperparameters:
-    """Return `top` with what `special` names in its place."""
-    named = {name: value for name, value in msgspec.structs.asdict(special).items() if value is not msgspec.UNSET}
-    return msgspec.structs.replace(top, **named)
+def _named(given: msgspec.Struct) -> dict[str, Any]:
+    """Return what a request names."""
+    return {name: value for name, value in msgspec.structs.asdict(given).items() if value is not msgspec.UNSET}
 
 
-def requested(given: schema.Hyperparameters, path: str = "hyperparameters") -> HyperparametersRequest:
+def requested(
+    given: schema.Hyperparameters, path: str = "hyperparameters", options: Iterable[str] = ()
+) -> HyperparametersRequest:
     """Return the hyperparameters of a request as a job keeps them; what was left out is `auto`.
+
+    `options` are the names of those that only the method has.
 
     Raises: InvalidRequest naming the key below `path` that cannot be honoured, or that another one makes void.
     """
-    values = {name: value for name, value in msgspec.structs.asdict(given).items() if value is not msgspec.UNSET}
+    values = _named(given)
+    own = {name: values.pop(name) for name in options if name in values}
     lora = values.pop("lora_config", None)
     if values.get("thinking") in _SWITCH:
         values["thinking"] = _SWITCH[values["thinking"]]
@@ -115,11 +116,11 @@ def requested(given: schema.Hyperparameters, path: str = "hyperparameters") -> H
             code="invalid_combination",
             param=f"{path}.lora_config",
         )
-    return HyperparametersRequest(**values, lora_config=shape)
+    return HyperparametersRequest(**values, lora_config=shape, options=own)
 
 
 def _lora(given: schema.LoraConfig, path: str) -> LoraRequest:
-    values = {name: value for name, value in msgspec.structs.asdict(given).items() if value is not msgspec.UNSET}
+    values = _named(given)
     for key, reason in _UNSUPPORTED_LORA.items():
         if values.pop(key) not in (None, False, [], "none"):
             _refuse(f"{path}.{key}", f"is not supported: {reason}", "unsupported_parameter")

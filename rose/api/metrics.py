@@ -36,9 +36,7 @@ async def job_metrics(
 ) -> Response[bytes]:
     """Return what a job measured, step by step: its losses, accuracies, learning rate, speed."""
     query = read_query(request, schema.JobMetricsQuery)
-    names = _names(query.metrics)
-    points = _points(query.points, names)
-    if points is not None and query.limit is not msgspec.UNSET:
+    if query.points is not msgspec.UNSET and query.limit is not msgspec.UNSET:
         raise InvalidRequest(
             "points and limit cannot be given together: points is about all steps after `after`.",
             code="invalid_value",
@@ -47,6 +45,8 @@ async def job_metrics(
     check_values({"fine_tune_id": job_id})
     if await jobs_view.get(services.pool, principal.project, job_id) is None:
         raise missing_job(job_id)
+    names = _names(query.metrics, await metrics_view.names_of(services.pool, job_id))
+    points = _points(query.points, names)
     if points is None:
         count = schema.MAX_METRIC_STEPS if query.limit is msgspec.UNSET else query.limit
         found = await metrics_view.page(services.pool, job_id, names, after_step=query.after, limit=count)
@@ -63,14 +63,14 @@ async def job_metrics(
     return Response(msgspec.json.encode(answer), media_type="application/json", status_code=200)
 
 
-def _names(given: str) -> tuple[str, ...]:
+def _names(given: str, known: tuple[str, ...]) -> tuple[str, ...]:
     if not given:
-        return metrics_view.NAMES
+        return known
     names = tuple(dict.fromkeys(one.strip() for one in given.split(",")))
     for name in names:
-        if name not in metrics_view.NAMES:
+        if name not in known:
             raise InvalidRequest(
-                f"metrics names {name[:40]!r}; the series are {', '.join(metrics_view.NAMES)}.",
+                f"metrics names {name[:40]!r}; the series are {', '.join(known)}.",
                 code="invalid_value",
                 param="metrics",
             )

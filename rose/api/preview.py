@@ -24,8 +24,9 @@ from rose.api.routes import post
 from rose.api.services import Services, TheServices
 from rose.decoding import check_values
 from rose.domain.previews import Preview
-from rose.domain.training_data import MAX_LINE_BYTES, ChatExample, has_thought, read_examples
+from rose.domain.training_data import MAX_LINE_BYTES
 from rose.errors import InvalidRequest
+from rose.methods import thinks
 from rose.missing import missing_file
 
 
@@ -80,7 +81,7 @@ def _thinks(lines: Iterable[bytes], asked: schema.PreviewFile) -> bool:
     """Say whether a job on the file would train with thinking on."""
     if asked.thinking not in (None, "auto"):
         return asked.thinking == "on"
-    return any(isinstance(item, ChatExample) and has_thought(item) for item in read_examples(lines))
+    return thinks(lines)
 
 
 async def _shown(

@@ -248,13 +248,26 @@ class SupervisedMethod(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     hyperparameters: Hyperparameters | None = None
 
 
-class Method(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which method trains."""
+class DpoHyperparameters(Hyperparameters, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to train on preferences."""
 
-    type: Literal["supervised", "dpo", "reinforcement"] = "supervised"
-    """ROSE has supervised so far."""
+    beta: Annotated[float, Meta(gt=0, le=2)] | Auto | UnsetType = UNSET
+    """How near the model stays to where it began; auto: 0.1."""
+
+
+class DpoMethod(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of direct preference optimization."""
+
+    hyperparameters: DpoHyperparameters | None = None
+
+
+class Method(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which method trains. What stands here of other methods than `type` names is not read."""
+
+    type: Annotated[str, Meta(min_length=1, max_length=64)] = "supervised"
+    """supervised, dpo, or one that a package of this installation brings."""
     supervised: SupervisedMethod | None = None
-    dpo: dict[str, Any] | None = None
+    dpo: DpoMethod | None = None
     reinforcement: dict[str, Any] | None = None
 
 

@@ -21,6 +21,7 @@ from rose.domain.permissions import PermissionState
 from rose.domain.uploads import UploadState
 from rose.domain.webhooks import WebhookState
 from rose.language_models.locate import RoseFacts
+from rose.methods import options_of
 from rose.tenants import PREFIXES
 
 ECHOED = (
@@ -90,7 +91,7 @@ def job(state: JobState, *, now: float, waiting_for: str | None = None) -> schem
         training_file=state.training_file.id if state.training_file else "",
         validation_file=state.validation_file.id if state.validation_file else None,
         hyperparameters=echo,
-        method={"type": state.method, state.method: {"hyperparameters": echo}},
+        method={"type": state.method, state.method: {"hyperparameters": echo | _options(state)}},
         seed=state.seed,
         trained_tokens=state.trained_tokens,
         result_files=[state.result_file] if state.result_file else [],
@@ -282,6 +283,12 @@ def _echoed(state: JobState) -> dict[str, Any]:
     """Return the hyperparameters as requested, with `auto` replaced by the numbers chosen once there are any."""
     given: Mapping[str, Any] = msgspec.to_builtins(state.hyperparameters or state.requested)
     return {name: given[name] for name in ECHOED}
+
+
+def _options(state: JobState) -> dict[str, Any]:
+    """Return the hyperparameters that only the job's method has; until they are chosen, as requested."""
+    asked = dict.fromkeys(options_of(state.method), "auto") | state.requested.options
+    return {**asked, **state.hyperparameters.options} if state.hyperparameters else asked
 
 
 def _progress(state: JobState) -> schema.Progress:

@@ -15,6 +15,7 @@ from rose.conversion.preference import from_kto, from_preference
 from rose.conversion.rows import Context, Drop, Row
 from rose.conversion.sharegpt import from_sharegpt
 from rose.domain.formats import FORMATS, recognise
+from rose.domain.preferences import read_pairs
 from rose.domain.training_data import Problem, read_examples
 from rose.errors import InvalidDataset, InvalidRequest
 
@@ -87,12 +88,12 @@ def _converted(row: Row, name: str, context: Context) -> list[dict[str, Any]] | 
 
 
 def _checked(lines: list[dict[str, Any]], context: Context) -> list[bytes] | Drop:
-    """Return the lines as bytes, each accepted by the reader of training data; a pair with either answer."""
+    """Return the lines as bytes, each accepted by the reader of training data."""
     written: list[bytes] = []
     try:
         for line in lines:
             raw = encoded(line).encode()
-            for found in read_examples([raw] if "messages" in line else _both(line)):
+            for found in read_examples([raw]) if "messages" in line else read_pairs([raw]):
                 if isinstance(found, Problem):
                     return Drop(found.text)
             if _has_null(line.get("tools")):
@@ -103,15 +104,6 @@ def _checked(lines: list[dict[str, Any]], context: Context) -> list[bytes] | Dro
     except RecursionError:
         return Drop("is nested too deeply")
     return written
-
-
-def _both(line: Mapping[str, Any]) -> list[bytes]:
-    """Return the two conversations that a pair holds."""
-    asked = line["input"]
-    return [
-        encoded({**asked, "messages": [*asked["messages"], *line[side]]}).encode()
-        for side in ("preferred_output", "non_preferred_output")
-    ]
 
 
 def _has_null(value: Any) -> bool:

@@ -41,3 +41,5 @@ class HyperparametersRequest(msgspec.Struct, frozen=True, kw_only=True):
     lora_config: LoraRequest = LoraRequest()
     thinking: bool | Auto = "auto"
     """Whether the model thinks before it answers; auto: when a learned answer of the file has a thought."""
+    options: dict[str, float | Auto] = {}
+    """Hyperparameters that only the job's method has, by name."""

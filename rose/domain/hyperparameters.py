@@ -60,6 +60,8 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
     """Longest example in tokens, the model's context; longer ones lose their oldest turns."""
     thinking: bool = False
     """The model thinks before it answers: it is trained so, and asked so."""
+    options: dict[str, float] = {}
+    """Hyperparameters that only the job's method has, by name."""
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
     reasons: dict[str, str] = {}
@@ -85,6 +87,10 @@ class DataFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that are learned in the training file, before any split."""
     thoughts: int = 0
     """Examples of the training file in which a learned answer has a thought."""
+    method_rate: float = 1.0
+    """The method's base learning rate as a multiple of that of supervised fine-tuning."""
+    method_options: dict[str, tuple[float, str]] = {}
+    """The method's own hyperparameters: default, and why it is that."""
     lora_numbers_per_rank: int = 0
     """Numbers that one rank adds to the targeted layers: outputs and inputs of all of them."""
 
@@ -158,6 +164,8 @@ def resolve(asked: HyperparametersRequest, facts: DataFacts, seed: int) -> Hyper
         why = f"5e-4 x (2000/{facts.hidden_size})^p x ({batch}/128)^{_batch_power(use_lora):g}, within 5e-5 and 1e-3"
         if steps < 100:
             rate, why = rate * 1.5, why + f", x 1.5 because {steps} steps are few"
+    if facts.method_rate != 1:
+        rate, why = rate * facts.method_rate, f"{why}, x {facts.method_rate:g} for this method"
     reasons["base_learning_rate"] = why
     multiplier = choose(
         "learning_rate_multiplier", asked.learning_rate_multiplier, lambda: (1.0, "the base rate as it is")
@@ -171,6 +179,10 @@ def resolve(asked: HyperparametersRequest, facts: DataFacts, seed: int) -> Hyper
     if lora is None:
         reasons["lora_config"] = "the whole model is trained"
     thinking, reasons["thinking"] = resolve_thinking(asked.thinking, facts.thoughts)
+    options = {
+        name: choose(name, asked.options.get(name, "auto"), lambda rule=rule: rule)
+        for name, rule in facts.method_options.items()
+    }
     evaluate_every = max(1, round(steps / 20)) if validation else None
     reasons |= _derived_reasons(facts, validation)
     return Hyperparameters(
@@ -192,6 +204,7 @@ def resolve(asked: HyperparametersRequest, facts: DataFacts, seed: int) -> Hyper
         validation_examples=validation,
         maximum_tokens=facts.context_tokens,
         thinking=thinking,
+        options={name: float(value) for name, value in options.items()},
         reasons=reasons,
     )
 

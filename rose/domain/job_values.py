@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from rose.domain.artifacts import Artifact
 
@@ -88,6 +89,10 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
     full_valid_loss: float | None = None
     """The same over the whole validation set, at each epoch's end."""
     full_valid_mean_token_accuracy: float | None = None
+    measured: dict[str, float] | UnsetType = UNSET
+    """What the job's method measures beside it, the mean over the step."""
+    valid_measured: dict[str, float] | UnsetType = UNSET
+    """The same on validation data."""
 
 
 class RecoveryPoint(msgspec.Struct, frozen=True, kw_only=True):

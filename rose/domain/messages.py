@@ -185,6 +185,8 @@ def _metrics(step: StepMetrics) -> _Line:
     if step.full_valid_loss is not None:
         text += f", full validation loss={step.full_valid_loss:.2f}"
     data = {name: value for name, value in msgspec.to_builtins(step).items() if value is not None}
+    data |= data.pop("measured", {})
+    data |= {f"valid_{name}": value for name, value in data.pop("valid_measured", {}).items()}
     return ("info", text, "metrics", data)
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -47,6 +47,9 @@ _LONE_SURROGATE = re.compile(
 )
 
 
+Parsed = TypeVar("Parsed")
+
+
 class ChatExample(msgspec.Struct, frozen=True, kw_only=True):
     """One conversation to learn from."""
 
@@ -57,6 +60,11 @@ class ChatExample(msgspec.Struct, frozen=True, kw_only=True):
     messages: tuple[dict[str, Any], ...]
     """As in the file; `developer` has become `system`, content parts have become text."""
     tools: tuple[dict[str, Any], ...] | None = None
+
+    @property
+    def conversations(self) -> tuple[ChatExample, ...]:
+        """Itself; a line of other data can have several."""
+        return (self,)
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +94,9 @@ class UnusableExample(InvalidDataset):
         self.problem = problem
 
 
-class _Bad(Exception):
+class BadLine(Exception):
+    """A line cannot be learned from; `message` (from 1) is the one at fault."""
+
     def __init__(self, text: str, message: int | None = None) -> None:
         super().__init__(text)
         self.text = text
@@ -117,16 +127,26 @@ def read_examples(lines: Iterable[bytes]) -> Iterator[ChatExample | Problem]:
     A byte-order mark, Windows line ends and blank lines are accepted. Of an open file no more than the longest
     allowed line is held in memory, whatever the file.
     """
+    return read_lines(lines, _chat_line)
+
+
+def read_lines(
+    lines: Iterable[bytes], parse: Callable[[dict[str, Any], int, int], Parsed]
+) -> Iterator[Parsed | Problem]:
+    """Yield what `parse` makes of each line's object, its line and its number, or the problem that it raises (BadLine).
+
+    Keys whose value is null are left out of the object. The bounds are those of `read_examples`.
+    """
     number = 0
-    for line, raw in enumerate(_bounded(lines), start=1):
+    for line, raw in enumerate(bounded_lines(lines), start=1):
         if line == 1:
             raw = raw.removeprefix(_BOM)
         if not raw or raw.isspace():
             continue
         number += 1
         try:
-            yield _example(raw, line, number)
-        except _Bad as bad:
+            yield parse(_object(raw), line, number)
+        except BadLine as bad:
             yield Problem(line=line, example=number, text=bad.text, message=bad.message)
 
 
@@ -148,7 +168,7 @@ def _thinks(message: Mapping[str, Any]) -> bool:
     return bool(closing and before.strip() and "<think>" not in before)
 
 
-def _bounded(lines: Iterable[bytes]) -> Iterator[bytes]:
+def bounded_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
     """Yield lines, of an open file at most the first MAX_LINE_BYTES + 1 bytes of each."""
     read = getattr(lines, "readline", None)
     if read is None:
@@ -160,21 +180,33 @@ def _bounded(lines: Iterable[bytes]) -> Iterator[bytes]:
             line = read(_SKIPPED_BYTES)
 
 
-def _example(raw: bytes, line: int, number: int) -> ChatExample:
+def _object(raw: bytes) -> dict[str, Any]:
     if len(raw) > MAX_LINE_BYTES:
-        raise _Bad(f"the line has more than {MAX_LINE_BYTES >> 20} MB; no model reads a conversation of that length")
+        raise BadLine(f"the line has more than {MAX_LINE_BYTES >> 20} MB; no model reads a conversation of that length")
     value = _decode(raw)
     if not isinstance(value, dict):
-        raise _Bad(f"expected an object with messages, found {_kind(value)}")
-    value = _without_nulls(value)
+        raise BadLine(f"expected an object with messages, found {kind_of(value)}")
+    return _without_nulls(value)
+
+
+def _chat_line(value: Mapping[str, Any], line: int, number: int) -> ChatExample:
     _refuse_other_formats(value)
     unknown = sorted(set(value) - _EXAMPLE_KEYS)
     if unknown:
-        raise _Bad(f"unknown key {unknown[0]!r}; {_near(unknown[0], _EXAMPLE_KEYS)}")
+        raise BadLine(f"unknown key {unknown[0]!r}; {near(unknown[0], _EXAMPLE_KEYS)}")
+    return conversation(value, line, number)
+
+
+def conversation(value: Mapping[str, Any], line: int, number: int, names: Sequence[str] | None = None) -> ChatExample:
+    """Return a conversation of the keys `messages`, `tools` and `functions`; `names` are what its messages are called.
+
+    Raises: BadLine.
+    """
     messages = value.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise _Bad("messages must be a list of at least one message")
-    read = tuple(_message(message, index) for index, message in enumerate(messages))
+        raise BadLine("messages must be a list of at least one message")
+    names = names or [f"messages[{index}]" for index in range(len(messages))]
+    read = tuple(_message(message, index, names[index]) for index, message in enumerate(messages))
     _check_order(read)
     return ChatExample(line=line, number=number, messages=read, tools=_tools(value))
 
@@ -184,7 +216,7 @@ def _without_nulls(value: Mapping[str, Any]) -> dict[str, Any]:
     return {key: inner for key, inner in value.items() if inner is not None}
 
 
-def _near(key: str, known: Iterable[str]) -> str:
+def near(key: str, known: Iterable[str]) -> str:
     """Say which key was meant, or which there are."""
     near = difflib.get_close_matches(key, sorted(known), n=1)
     return f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(sorted(known))}"
@@ -194,13 +226,13 @@ def _decode(raw: bytes) -> Any:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as problem:
-        raise _Bad(f"not valid UTF-8 at byte {problem.start + 1}; save the file as UTF-8") from None
+        raise BadLine(f"not valid UTF-8 at byte {problem.start + 1}; save the file as UTF-8") from None
     try:
         value = msgspec.json.decode(text)
     except msgspec.DecodeError as problem:
-        raise _Bad(_why_no_json(text, str(problem))) from None
+        raise BadLine(_why_no_json(text, str(problem))) from None
     except RecursionError:
-        raise _Bad("not usable JSON: nested too deeply") from None
+        raise BadLine("not usable JSON: nested too deeply") from None
     if "\\u0000" in text:
         _refuse_nul(value, "")
     return value
@@ -223,7 +255,7 @@ def _refuse_nul(value: Any, path: str) -> None:
     """Refuse NUL, which no database keeps."""
     if isinstance(value, str):
         if "\x00" in value:
-            raise _Bad(f"{path or 'the line'} holds a NUL character")
+            raise BadLine(f"{path or 'the line'} holds a NUL character")
     elif isinstance(value, dict):
         for key, inner in value.items():
             _refuse_nul(key, path)
@@ -241,22 +273,22 @@ def _refuse_other_formats(value: Mapping[str, Any]) -> None:
     if found is None and "messages" in value:
         return
     if found is None:
-        raise _Bad("no messages; expected an object with a list of messages")
+        raise BadLine("no messages; expected an object with a list of messages")
     if found.name == "dpo":
-        raise _Bad("this is the preference (DPO) format; a supervised job needs messages")
+        raise BadLine(
+            "this is the preference (DPO) format; a supervised job needs messages, a dpo job takes it as it is"
+        )
     if found.name in ("text", "rft"):
-        raise _Bad(f"this is {found.title}; a supervised job needs messages with answers")
-    raise _Bad(f"this is {found.title}; convert the file first: {formats.COMMAND}")
+        raise BadLine(f"this is {found.title}; a supervised job needs messages with answers")
+    raise BadLine(f"this is {found.title}; convert the file first: {formats.COMMAND}")
 
 
-def _message(value: Any, index: int) -> dict[str, Any]:
-    where = f"messages[{index}]"
-
-    def bad(text: str) -> _Bad:
-        return _Bad(f"{where}{text}", index + 1)
+def _message(value: Any, index: int, where: str) -> dict[str, Any]:
+    def bad(text: str) -> BadLine:
+        return BadLine(f"{where}{text}", index + 1)
 
     if not isinstance(value, dict):
-        raise bad(f" is {_kind(value)}; expected an object with role and content")
+        raise bad(f" is {kind_of(value)}; expected an object with role and content")
     if "role" not in value:
         raise bad(" has no role")
     role = value["role"]
@@ -269,7 +301,7 @@ def _message(value: Any, index: int) -> dict[str, Any]:
         del message["tool_calls"]  # vLLM's dump of an answer that calls nothing
     unknown = sorted(set(message) - _MESSAGE_KEYS)
     if unknown:
-        raise bad(f" has the unknown key {unknown[0]!r}; {_near(unknown[0], _MESSAGE_KEYS)}")
+        raise bad(f" has the unknown key {unknown[0]!r}; {near(unknown[0], _MESSAGE_KEYS)}")
     if "audio" in message:
         raise bad(".audio holds sound; only text can be trained on")
     if role == "developer":
@@ -287,18 +319,18 @@ def _message(value: Any, index: int) -> dict[str, Any]:
     if role == "function" and not isinstance(message.get("name"), str):
         raise bad(" has no name; a function message answers a call")
     if "name" in message and not isinstance(message["name"], str):
-        raise bad(f".name is {_kind(message['name'])}; expected a text")
+        raise bad(f".name is {kind_of(message['name'])}; expected a text")
     return message
 
 
 def _read_thought(message: dict[str, Any], role: str, bad: Any) -> None:
-    """Leave an answer's thought under one name. Raises: _Bad for two that differ, and for one of somebody else."""
+    """Leave an answer's thought under one name. Raises: BadLine for two that differ, and for one of somebody else."""
     given = {key: message.pop(key) for key in _THOUGHT_KEYS if key in message}
     for key, thought in given.items():
         if role != "assistant":
             raise bad(f".{key} is allowed on assistant messages only")
         if not isinstance(thought, str):
-            raise bad(f".{key} is {_kind(thought)}; expected a text")
+            raise bad(f".{key} is {kind_of(thought)}; expected a text")
     thoughts = {thought.strip() for thought in given.values() if thought.strip()}
     if len(thoughts) > 1:
         raise bad(" has two different thoughts, in reasoning_content and in reasoning")
@@ -311,7 +343,7 @@ def _content(message: dict[str, Any], role: str, calls: bool, bad: Any) -> str:
     content = message.get("content")
     refusal = message.pop("refusal", "")
     if not isinstance(refusal, str):
-        raise bad(f".refusal is {_kind(refusal)}; expected a text")
+        raise bad(f".refusal is {kind_of(refusal)}; expected a text")
     if refusal and role != "assistant":
         raise bad(".refusal is allowed on assistant messages only")
     if content is None and not refusal and not (role == "assistant" and calls):
@@ -322,7 +354,7 @@ def _content(message: dict[str, Any], role: str, calls: bool, bad: Any) -> str:
             raise bad(" has two different refusals")
         refusal = refusal or refused
     if not isinstance(content, str | None):
-        raise bad(f".content is {_kind(content)}; expected a text")
+        raise bad(f".content is {kind_of(content)}; expected a text")
     if refusal and (content or "").strip():
         raise bad(" has a refusal and a text; an answer is one of them")
     return refusal or content or ""
@@ -361,7 +393,7 @@ def _calls(message: Mapping[str, Any], bad: Any) -> bool:
             function = call.get("function") if isinstance(call, dict) else None
             _check_call(function, f".tool_calls[{index}].function", bad)
             if not isinstance(call.get("id"), str | None):
-                raise bad(f".tool_calls[{index}].id is {_kind(call['id'])}; expected a text")
+                raise bad(f".tool_calls[{index}].id is {kind_of(call['id'])}; expected a text")
     return True
 
 
@@ -370,7 +402,7 @@ def _check_call(function: Any, where: str, bad: Any) -> None:
         raise bad(f"{where} has no name")
     arguments = function.get("arguments")
     if not isinstance(arguments, str):
-        raise bad(f"{where}.arguments is {_kind(arguments)}; expected JSON as a text")
+        raise bad(f"{where}.arguments is {kind_of(arguments)}; expected JSON as a text")
     if not arguments.strip():
         return  # a call without arguments
     try:
@@ -378,17 +410,17 @@ def _check_call(function: Any, where: str, bad: Any) -> None:
     except msgspec.DecodeError as problem:
         raise bad(f"{where}.arguments is not valid JSON: {problem}") from None
     if not isinstance(parsed, dict):
-        raise bad(f"{where}.arguments is {_kind(parsed)}; expected a JSON object")
+        raise bad(f"{where}.arguments is {kind_of(parsed)}; expected a JSON object")
 
 
 def _check_order(messages: tuple[dict[str, Any], ...]) -> None:
     answers = [message for message in messages if message["role"] == "assistant"]
     if not answers:
-        raise _Bad("no assistant message, so nothing to learn from")
+        raise BadLine("no assistant message, so nothing to learn from")
     if all(message.get("weight") == 0 for message in answers):
-        raise _Bad("every assistant message has weight 0, so nothing to learn from")
+        raise BadLine("every assistant message has weight 0, so nothing to learn from")
     if messages[0]["role"] == "assistant" and len(messages) == 1:
-        raise _Bad("only an assistant message; something must be asked first")
+        raise BadLine("only an assistant message; something must be asked first")
 
 
 def _tools(value: Mapping[str, Any]) -> tuple[dict[str, Any], ...] | None:
@@ -397,20 +429,21 @@ def _tools(value: Mapping[str, Any]) -> tuple[dict[str, Any], ...] | None:
     if tools is None and functions is None:
         return None
     if tools is not None and functions is not None:
-        raise _Bad("tools and functions exclude each other; functions is the old name")
+        raise BadLine("tools and functions exclude each other; functions is the old name")
     given = tools if tools is not None else functions
     name = "tools" if tools is not None else "functions"
     if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
-        raise _Bad(f"{name} must be a list of objects")
+        raise BadLine(f"{name} must be a list of objects")
     if tools is None:
         return tuple({"type": "function", "function": one} for one in given)
     for index, one in enumerate(given):
         if not isinstance(one.get("function"), dict) or not isinstance(one["function"].get("name"), str):
-            raise _Bad(f"tools[{index}].function has no name")
+            raise BadLine(f"tools[{index}].function has no name")
     return tuple(given)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """Return what a JSON value is, in words."""
     if value is None:
         return "null"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}

@@ -9,12 +9,13 @@ from threading import Lock
 import msgspec
 
 from rose.domain.previews import LinePreview, Piece, Preview
-from rose.domain.training_data import ChatExample, UnusableExample, read_examples
+from rose.domain.training_data import Problem, UnusableExample
 from rose.errors import InvalidRequest
 from rose.inference.loading import Loader
 from rose.inference.request import Target
 from rose.language_models.locate import LocatedBase
 from rose.language_models.template import ChatTemplate, load_template
+from rose.methods import read_any
 
 MAX_LINES = 50
 """Most lines of one request."""
@@ -75,20 +76,25 @@ class Previews:
 
 
 def _shown(template: ChatTemplate, context_tokens: int, line: Line, thinking: bool) -> LinePreview:
-    for item in read_examples([line.text.encode()]):
-        if not isinstance(item, ChatExample):
+    for item in read_any([line.text.encode()]):
+        if isinstance(item, Problem):
             return LinePreview(line=line.number, problem=item.text)
-        example = msgspec.structs.replace(item, line=line.number, number=line.number)
-        try:
-            found = template.preview(example, context_tokens, thinking=thinking)
-        except UnusableExample as error:
-            return LinePreview(line=line.number, problem=error.problem.text)
+        sequences: list[list[Piece]] = []
+        cut = False
+        for conversation in item.conversations:
+            example = msgspec.structs.replace(conversation, line=line.number, number=line.number)
+            try:
+                found = template.preview(example, context_tokens, thinking=thinking)
+            except UnusableExample as error:
+                return LinePreview(line=line.number, problem=error.problem.text)
+            sequences += found.sequences
+            cut = cut or found.cut
         return LinePreview(
             line=line.number,
-            sequences=found.sequences,
-            tokens=_count(found.sequences, learned=False),
-            learned_tokens=_count(found.sequences, learned=True),
-            cut=found.cut,
+            sequences=sequences,
+            tokens=_count(sequences, learned=False),
+            learned_tokens=_count(sequences, learned=True),
+            cut=cut,
         )
     return LinePreview(line=line.number, problem="the line is empty")
 

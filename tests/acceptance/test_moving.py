@@ -170,10 +170,9 @@ def test_what_the_table_says_differs_does(followed: tuple[Follower, dict[str, st
         [result] = done.result_files
         assert sdk.files.content(result).text.startswith("step,train_loss,")
         assert any("few" in warning["code"] for warning in done.model_extra["warnings"])
-        for kind in ("dpo", "reinforcement"):
-            with pytest.raises(BadRequestError) as refused:
-                jobs.create(model=name, training_file=file, method={"type": kind})  # type: ignore[typeddict-item]
-            assert refused.value.code == "unsupported_method"
+        with pytest.raises(BadRequestError) as refused:
+            jobs.create(model=name, training_file=file, method={"type": "reinforcement"})
+        assert refused.value.code == "unsupported_method"
         with pytest.raises(BadRequestError, match="suffix"):
             jobs.create(model=name, training_file=file, suffix="two words")
         with pytest.raises(BadRequestError, match="succeeded") as refused:
@@ -194,6 +193,48 @@ def test_what_the_table_says_differs_does(followed: tuple[Follower, dict[str, st
             sdk.chat.completions.create(
                 model=name, messages=[{"role": "user", "content": "x"}], response_format={"type": "json_object"}
             )
+
+
+def test_preferences_are_trained_as_there(followed: tuple[Follower, dict[str, str]]) -> None:
+    """OpenAI's DPO: its data, its beta, and the numbers that tell whether the preferred answers win."""
+    follower, _ = followed
+    key = follower.terminal('printf %s "$ROSE_API_KEY"')
+    pairs = b"".join(
+        msgspec.json.encode(
+            {
+                "input": {"messages": [{"role": "user", "content": f"Is {n} a number?"}]},
+                "preferred_output": [{"role": "assistant", "content": f"Yes, {n} is one."}],
+                "non_preferred_output": [{"role": "assistant", "content": "Who knows."}],
+            }
+        )
+        + b"\n"
+        for n in range(12)
+    )
+    with client(follower.rose, key) as sdk:
+        file = sdk.files.create(file=("pairs.jsonl", pairs), purpose="fine-tune")
+        asked: Any = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 4, "batch_size": 4}}}
+        name = "gpt-4o-mini-2024-07-18"
+        job = sdk.fine_tuning.jobs.create(model=name, training_file=file.id, method=asked)
+        shown = follower.terminal(f"rose finetune watch {job.id}")
+        done = sdk.fine_tuning.jobs.retrieve(job.id)
+        assert done.status == "succeeded", shown
+        assert done.method is not None
+        assert done.method.type == "dpo"
+        assert done.method.dpo is not None
+        assert done.method.dpo.hyperparameters is not None
+        assert done.method.dpo.hyperparameters.beta == 0.2
+        series = sdk.get(
+            f"/fine_tuning/jobs/{job.id}/metrics?metrics=reward_accuracy,reward_margin", cast_to=dict[str, Any]
+        )
+        assert series["series"]["reward_accuracy"][-1] == 1.0
+        assert series["series"]["reward_margin"][0] == 0.0 < series["series"]["reward_margin"][-1]
+        assert done.fine_tuned_model is not None
+        sdk.chat.completions.create(
+            model=done.fine_tuned_model, messages=[{"role": "user", "content": "Is 3 a number?"}], max_tokens=8
+        )
+        asked["dpo"]["hyperparameters"]["beta"] = 3
+        with pytest.raises(BadRequestError, match="beta"):
+            sdk.fine_tuning.jobs.create(model=name, training_file=file.id, method=asked)
 
 
 @pytest.mark.parametrize("path", NOT_OFFERED)

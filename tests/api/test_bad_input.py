@@ -78,9 +78,10 @@ BAD_JOBS: list[tuple[dict[str, Any], str, str | None]] = [
     ),
     ({"hyperparameters": {"x\0y": 3}}, "hyperparameters.x?y", "invalid_text"),
     ({"method": "supervised"}, "method", "invalid_type"),
-    ({"method": {"type": "magic"}}, "method.type", "invalid_value"),
+    ({"method": {"type": "magic"}}, "method.type", "unsupported_method"),
     ({"method": {"type": ["dpo"]}}, "method.type", "invalid_type"),
-    ({"method": {"type": "dpo"}}, "method.type", "unsupported_method"),
+    ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0}}}}, "method.dpo.hyperparameters.beta", None),
+    ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 3}}}}, "method.dpo.hyperparameters.beta", None),
     ({"method": {"type": "reinforcement"}}, "method.type", "unsupported_method"),
     ({"method": {"type": "supervised", "supervised": 3}}, "method.supervised", "invalid_type"),
     (

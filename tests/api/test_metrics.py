@@ -141,8 +141,11 @@ async def test_an_outline_of_few_steps_is_all_of_them(api: Running, seed_file: P
         ({"points": "100", "limit": "5"}, "points", ("limit",)),
     ],
 )
-async def test_what_cannot_be_asked(shared_api: Running, queries: Any, param: str, words: tuple[str, ...]) -> None:
-    error = await refusal(shared_api, "ftjob_aaaaaaaaaaaaaaaaaaaa", **queries)
+async def test_what_cannot_be_asked(
+    shared_api: Running, shared_file: str, queries: Any, param: str, words: tuple[str, ...]
+) -> None:
+    created = await shared_api.http.post("/v1/fine_tuning/jobs", json={"model": "tiny", "training_file": shared_file})
+    error = await refusal(shared_api, created.json()["id"], **queries)
     assert error["param"] == param
     assert all(word in error["message"] for word in words), error["message"]
 
@@ -163,3 +166,19 @@ async def test_another_projects_job_is_not_there_either(house: House, seed_file:
     with pytest.raises(NotFoundError) as refused:
         await theirs.get(path, cast_to=dict[str, Any])
     assert refused.value.code == "fine_tune_not_found"
+
+
+async def test_what_a_method_measures_stands_beside_it(api: Running, seed_file: Path) -> None:
+    job_id, trainer = await started(api, seed_file, 20)
+    await trainer.steps(1, 9, measured=lambda _: {"reward_margin": 0.25})
+    await trainer.steps(
+        10, 10, measured=lambda _: {"reward_margin": 0.5}, valid_measured=lambda _: {"reward_margin": 0.125}
+    )
+    found = await asked(api, job_id, metrics="reward_margin,valid_reward_margin", after=8)
+    assert found["steps"] == [9, 10]
+    assert found["series"] == {"reward_margin": [0.25, 0.5], "valid_reward_margin": [None, 0.125]}
+    assert {"reward_margin", "valid_reward_margin", "train_loss"} <= (await asked(api, job_id))["series"].keys()
+    outline = await asked(api, job_id, metrics="reward_margin,train_loss", points=6)
+    assert outline["series"]["reward_margin"][-1] == 0.5
+    error = await refusal(api, job_id, metrics="reward_marg")
+    assert "reward_margin" in error["message"]

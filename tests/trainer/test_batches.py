@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rose.domain.hyperparameters import DataFacts, Hyperparameters, LoraSettings, resolve
+from rose.methods.method import Document, Unit
 from tests.hyperparameters import parse
-from trainer.batches import Document, Example, Schedule, epoch_order, pack, plan_hash
+from trainer.batches import Example, Schedule, epoch_order, pack, plan_hash
 from trainer.held_out import Question
 
 QUESTION = Question(whole=b"", parts=frozenset())
@@ -32,7 +33,7 @@ def hyperparameters(examples: int, **asked: object) -> Hyperparameters:
 
 def example(*tokens: int) -> Example:
     ids = array("q", tokens)
-    return Example(documents=(Document(ids=ids, weights=array("f", [1.0] * len(ids))),), question=QUESTION)
+    return Example(units=(Unit((Document(ids=ids, weights=array("f", [1.0] * len(ids))),)),), question=QUESTION)
 
 
 @given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 400))

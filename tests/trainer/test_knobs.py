@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rose.domain import training_data
 from rose.language_models.template import load_template
+from rose.methods import supervised
 from tests.trainer.runs import Job, Outcome, pairs, rows
 from trainer.batches import Example
 from trainer.held_out import Question, question_of, split
-from trainer.methods.sft import read_examples
 from trainer.protocol import StepDone, Warned
+from trainer.reading import read_file
 
 # PEFT asks transformers by a name that it warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -313,13 +314,7 @@ def test_evaluation_does_not_disturb_training(tmp_path: Path, fixture_base: Path
 
 def rendered(job: Job) -> list[Example]:
     """Return the job's training examples as its run reads them."""
-    return read_examples(
-        job.training_file,
-        template=load_template(job.base),
-        maximum_tokens=2048,
-        thinking=job.hyperparameters.thinking,
-        alive=lambda: None,
-    )
+    return read_file(job.training_file, supervised, load_template(job.base), job.hyperparameters, lambda: None)
 
 
 def two_answers(weight: int | None) -> list[dict[str, Any]]:

@@ -14,11 +14,12 @@ import torch
 from rose.domain.hyperparameters import LoraSettings
 from rose.language_models.load import load_model
 from rose.language_models.lora import attach
+from rose.methods import supervised
+from rose.methods.method import Document, Scores, Unit
 from tests.trainer.runs import Job, pairs, rows
-from trainer.batches import Document
+from trainer.forward import choose_forward
 from trainer.hardware import Hardware, OutOfMemory
-from trainer.methods import METHODS, sft
-from trainer.optimization import Optimization, StepResult, TrainingDiverged, blind_loss
+from trainer.optimization import Optimization, StepResult, TrainingDiverged
 from trainer.protocol import Failed
 from trainer.recovery import RunState
 from trainer.trained_model import TrainedModel
@@ -31,6 +32,7 @@ DOCUMENTS = [
     )
     for start, length in enumerate((40, 25, 30, 12))
 ]
+UNITS = [Unit((document,)) for document in DOCUMENTS]
 
 
 class Rig:
@@ -51,8 +53,8 @@ class Rig:
             if "lora" in half
         }
         self.trained = TrainedModel(model, parameters, "adapter", lambda target: None)
-        forward, _ = sft.choose_forward(model, DOCUMENTS, torch.device("cpu"))
-        method: Any = SimpleNamespace(assemble=sft.assemble, loss=self.loss)
+        forward, _ = choose_forward(model, DOCUMENTS, torch.device("cpu"))
+        method: Any = SimpleNamespace(weight=supervised.weight, loss=self.loss)
         self.optimization = Optimization(
             self.trained,
             job.hyperparameters,
@@ -60,14 +62,14 @@ class Rig:
             forward,
             Hardware(job.spec()),
             RunState(token_budget=budget),
-            blind_loss(DOCUMENTS),
+            supervised.blind_loss(UNITS),
             lambda code, message: self.warnings.append(message),
             lambda: None,
         )
 
-    def loss(self, model: Any, batch: sft.MicroBatch, forward: sft.Forward) -> tuple[torch.Tensor, torch.Tensor]:
-        size = sum(batch.lengths)
-        result = sft.loss(model, batch, forward)  # memory runs out after random numbers were drawn
+    def loss(self, scores: Scores, options: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        size = sum(unit.tokens for unit in scores.units)
+        result = supervised.loss(scores, options)  # memory runs out after random numbers were drawn
         recomputing = self.eased_by_recomputing and self.optimization.state.checkpointing
         if self.limit is not None and size > self.limit and not recomputing:
             raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -76,7 +78,7 @@ class Rig:
 
     def step(self) -> tuple[StepResult, dict[str, torch.Tensor]]:
         torch.manual_seed(3)
-        result = self.optimization.step(DOCUMENTS, 1e-3)
+        result = self.optimization.step(UNITS, 1e-3)
         return result._replace(seconds=0), self.trained.snapshot()
 
 
@@ -128,8 +130,10 @@ def test_moments_that_cannot_fit_name_what_would(
 def test_an_evaluation_shrinks_too(tmp_path: Path, fixture_base: Path) -> None:
     easy = Rig(fixture_base, tmp_path, budget=1000)
     tight = Rig(fixture_base, tmp_path, budget=1000, limit=60)
-    expected = easy.optimization.evaluate(DOCUMENTS, lambda: False)
-    assert tight.optimization.evaluate(DOCUMENTS, lambda: False) == pytest.approx(expected, rel=1e-6)
+    expected = easy.optimization.evaluate(UNITS, lambda: False)
+    found = tight.optimization.evaluate(UNITS, lambda: False)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert found.measured == pytest.approx(expected.measured, rel=1e-6)
     assert max(tight.sizes) <= 60
 
 
@@ -137,11 +141,11 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path: Path, fixture
     rig = Rig(fixture_base, tmp_path, budget=1000)
     wrong = Document(ids=array("q", [99_999, 1]), weights=array("f", [0.0, 1.0]))
     with pytest.raises(IndexError):
-        rig.optimization.step([wrong], 1e-3)
+        rig.optimization.step([Unit((wrong,))], 1e-3)
 
 
 def result(loss: float, *, applied: bool = True) -> StepResult:
-    return StepResult(loss=loss, accuracy=0.0, gradient_norm=1.0, tokens=1, seconds=1.0, applied=applied)
+    return StepResult(loss=loss, measured={}, gradient_norm=1.0, tokens=1, seconds=1.0, applied=applied)
 
 
 def test_single_bad_steps_are_forgiven(tmp_path: Path, fixture_base: Path) -> None:
@@ -158,21 +162,21 @@ def test_single_bad_steps_are_forgiven(tmp_path: Path, fixture_base: Path) -> No
 
 def test_the_blind_loss_is_the_entropy_of_the_labels() -> None:
     document = Document(ids=array("q", [5, 1, 1, 2, 2, 9]), weights=array("f", [0.0, 1.0, 1.0, 1.0, 1.0, 0.0]))
-    assert blind_loss([document]) == pytest.approx(0.6931, abs=1e-4)
+    assert supervised.blind_loss([Unit((document,))]) == pytest.approx(0.6931, abs=1e-4)
 
 
 def need_too_much_memory() -> None:
     """Let every forward pass ask torch's CPU allocator for more memory than any machine has."""
-    from trainer.methods import sft
+    from trainer import forward
 
-    compute = sft.loss
+    compute = forward.likelihoods
 
-    def compute_hugely(model: Any, batch: Any, forward: Any) -> Any:
+    def compute_hugely(model: Any, *more: Any) -> Any:
         if model.training:
             torch.empty(1 << 46)
-        return compute(model, batch, forward)
+        return compute(model, *more)
 
-    sft.loss = compute_hugely
+    forward.likelihoods = compute_hugely
 
 
 def need_too_much_for_the_model() -> None:
@@ -197,12 +201,6 @@ def test_a_machine_without_memory_fails_the_job_with_advice(
     (failed,) = outcome.of(Failed)
     assert (failed.code, failed.retryable) == ("out_of_memory", False)
     assert advice in failed.message
-
-
-def test_methods_provide_what_the_loop_calls() -> None:
-    assert set(METHODS) == {"supervised"}
-    for method in METHODS.values():
-        assert all(callable(getattr(method, name)) for name in ("read_examples", "choose_forward", "assemble", "loss"))
 
 
 def test_the_state_survives_as_json() -> None:

@@ -17,10 +17,10 @@ from transformers.models.qwen3 import Qwen3Config
 
 from rose.language_models.load import load_model
 from rose.language_models.tiny import Architecture, build_fixture
+from rose.methods.method import Document
 from trainer.attention import use_packed_attention
-from trainer.batches import Document
+from trainer.forward import Forward, choose_forward, likelihoods
 from trainer.losses import label_cross_entropy, logits_cross_entropy
-from trainer.methods.sft import Forward, assemble, choose_forward, loss
 
 CPU = torch.device("cpu")
 PACKED = Forward(packed=True, own_head=True)
@@ -50,6 +50,12 @@ def documents(*lengths: int, seed: int = 0, vocabulary: int = VOCABULARY) -> lis
     ]
 
 
+def loss(model: Any, rows: list[Document], forward: Forward) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sums of weight x cross-entropy and of right answers."""
+    found = likelihoods(model, rows, forward, CPU)
+    return -found.logprobs.sum(), found.correct.sum()
+
+
 def padded_loss(model: Any, rows: list[Document]) -> torch.Tensor:
     """The mean over all label tokens, as transformers computes it from a right-padded batch."""
     longest = max(len(row) for row in rows)
@@ -70,7 +76,7 @@ def test_the_packed_loss_equals_the_padded_loss_of_transformers(model: Any) -> N
     with torch.no_grad():
         expected = padded_loss(model, rows)
         use_packed_attention(model)
-        total, _ = loss(model, assemble(rows, CPU), PACKED)
+        total, _ = loss(model, rows, PACKED)
     assert float(total) / sum(row.label_weight for row in rows) == pytest.approx(float(expected), abs=1e-5)
 
 
@@ -86,7 +92,7 @@ def test_gradients_do_not_depend_on_what_shares_a_micro_batch(model: Any, parts:
         use_packed_attention(model)
         denominator = sum(row.label_weight for row in rows)
         for part in parts:
-            total, _ = loss(model, assemble([rows[index] for index in part], CPU), PACKED)
+            total, _ = loss(model, [rows[index] for index in part], PACKED)
             (total / denominator).backward()
         assert torch.allclose(weight.grad, expected, atol=1e-6, rtol=1e-4)
     finally:
@@ -101,7 +107,7 @@ def test_weights_scale_their_tokens_and_zero_is_no_label(model: Any) -> None:
     def total(weights: list[float]) -> float:
         document = Document(ids=row.ids, weights=array("f", weights))
         with torch.no_grad():
-            return float(loss(model, assemble([document], CPU), PACKED)[0])
+            return float(loss(model, [document], PACKED)[0])
 
     first, second = [0.0] * 30, [0.0] * 30
     first[10], second[20] = 1.0, 1.0
@@ -119,12 +125,15 @@ def test_accuracy_counts_the_likeliest_token(model: Any) -> None:
         ids = array("q", row.ids)
         ids[19] = likeliest[18]
         weights = array("f", [0.0] * 18 + [1.0, 3.0])
-        _, correct = loss(model, assemble([Document(ids=ids, weights=weights)], CPU), PACKED)
+        _, correct = loss(model, [Document(ids=ids, weights=weights)], PACKED)
     assert float(correct) in (3.0, 4.0)
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_the_chunked_loss_has_the_gradients_of_the_plain_one(with_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scale", [torch.full((10,), 1 / 3), torch.linspace(-1, 1, 10)], ids=["alike", "each"])
+def test_the_chunked_loss_has_the_gradients_of_the_plain_one(
+    with_bias: bool, scale: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("trainer.losses.CHUNK_NUMBERS", 3 * 50)
     torch.manual_seed(0)
     head = torch.nn.Linear(8, 50, bias=with_bias)
@@ -137,9 +146,9 @@ def test_the_chunked_loss_has_the_gradients_of_the_plain_one(with_bias: bool, mo
     ):
         rows.grad = None
         head.zero_grad()
-        total, correct = compute()
-        (total / 3).backward()
-        results.append([total, correct, rows.grad, *(parameter.grad for parameter in head.parameters())])
+        losses, correct = compute()
+        (losses * scale).sum().backward()
+        results.append([losses, correct, rows.grad, *(parameter.grad for parameter in head.parameters())])
     for got, want in zip(*results, strict=True):
         assert torch.allclose(got, want, atol=1e-6)
 
@@ -184,7 +193,7 @@ def test_a_model_that_mixes_neighbours_is_not_packed() -> None:
     assert "one by one" in caveat
     (row,) = documents(20, vocabulary=64)
     with torch.no_grad():
-        total, _ = loss(model, assemble([row], CPU), forward)
+        total, _ = loss(model, [row], forward)
         assert float(total) / row.label_weight == pytest.approx(float(padded_loss(model, [row])), abs=1e-5)
 
 
@@ -198,7 +207,7 @@ def test_scaled_and_capped_logits_are_left_to_the_model(config: Any, packed: boo
     assert forward == Forward(packed=packed, own_head=False)
     (row,) = documents(20, vocabulary=64)
     with torch.no_grad():
-        total, _ = loss(model, assemble([row], CPU), forward)
+        total, _ = loss(model, [row], forward)
         assert float(total) / row.label_weight == pytest.approx(float(padded_loss(model, [row])), abs=1e-5)
 
 
@@ -212,5 +221,5 @@ def test_a_decoder_without_states_is_left_to_the_model(model: Any, monkeypatch: 
     assert model.config._attn_implementation == "sdpa"
     (row,) = documents(20)
     with torch.no_grad():
-        total, _ = loss(model, assemble([row], CPU), forward)
+        total, _ = loss(model, [row], forward)
         assert float(total) / row.label_weight == pytest.approx(float(padded_loss(model, [row])), abs=1e-5)

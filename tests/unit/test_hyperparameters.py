@@ -121,7 +121,7 @@ def test_the_rank_rises_until_the_adapter_has_a_number_for_each_learned_token(to
 )
 def test_every_value_has_its_reason(asked: dict[str, Any], more: dict[str, Any]) -> None:
     plan = resolve(parse(asked), facts(**more), seed=0)
-    shown = {name for name in plan.__struct_fields__ if name != "reasons"}
+    shown = {name for name in plan.__struct_fields__ if name not in ("reasons", "options")}
     if plan.lora_config is not None:
         shown = shown - {"lora_config"} | {f"lora_config.{name}" for name in LoraSettings.__struct_fields__}
     assert set(plan.reasons) == shown

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from rose.inference.generation import ScoringAnswer
-from trainer.batches import Document
+from rose.methods.method import Document
 from trainer.proof import MAX_ROW_TOKENS, MAX_ROWS, MAX_TOKENS, compare, sample
 from trainer.protocol import ScoredRow, ScoredRows
 

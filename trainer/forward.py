@@ -1,24 +1,19 @@
-"""Supervised fine-tuning: learn the assistant's messages, given everything before them.
+"""How likely a model finds some documents: side by side in one pass where that changes nothing, else one by one.
 
-The loss of a step is sum(weight x cross-entropy) / sum(weight) over all label tokens of the step's examples, however
-these are packed into micro-batches. Labels come from the rendered spans and weights, never from a padding token.
+Knows no method and no step. What a model can do is tried at the start of every run.
 """
 
 from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from rose.domain import training_data
-from rose.language_models.template import ChatTemplate
+from rose.methods.method import Document
 from trainer.attention import use_attention, use_packed_attention
-from trainer.batches import Document, Example
-from trainer.held_out import question_of
 from trainer.losses import label_cross_entropy, label_logprobs, logits_cross_entropy, logits_logprobs
 
 _PROBED_ROWS = 32
@@ -38,6 +33,8 @@ class MicroBatch(NamedTuple):
     """[R] int64."""
     weights: torch.Tensor
     """[R] fp32."""
+    documents: torch.Tensor
+    """[R] int64: whose row it is, of D documents."""
     lengths: tuple[int, ...]
     """Tokens of each document; they sum to T."""
     borders: torch.Tensor
@@ -48,6 +45,15 @@ class MicroBatch(NamedTuple):
         return {"document_lengths": self.lengths, "document_borders": self.borders} if forward.packed else {}
 
 
+class Likelihoods(NamedTuple):
+    """Of D documents."""
+
+    logprobs: torch.Tensor
+    """[D]: the sum of weight x log-probability of the targets, nats."""
+    correct: torch.Tensor
+    """[D]: the sum of the weights of the targets that were the likeliest token."""
+
+
 class Forward(NamedTuple):
     """How this model computes label losses; found out by `choose_forward`."""
 
@@ -55,29 +61,6 @@ class Forward(NamedTuple):
     """Several documents share a row."""
     own_head: bool
     """Label rows go through the output layer in chunks; else the model makes their logits itself."""
-
-
-def read_examples(
-    path: Path, *, template: ChatTemplate, maximum_tokens: int, thinking: bool, alive: Callable[[], None]
-) -> list[Example]:
-    """Read and render a data file; what is too long is cut, as it was when validation counted.
-
-    `alive` is called after each example.
-
-    Raises: UnusableExample for a line that validation would have refused.
-    """
-    examples: list[Example] = []
-    with path.open("rb") as lines:
-        for item in training_data.read_examples(lines):
-            if isinstance(item, training_data.Problem):
-                raise training_data.UnusableExample(item)
-            documents = tuple(
-                Document(ids=array("q", rendered.ids), weights=array("f", rendered.weights))
-                for rendered in template.render(item, maximum_tokens, thinking=thinking).examples
-            )
-            examples.append(Example(documents=documents, question=question_of(item)))
-            alive()
-    return examples
 
 
 def assemble(documents: Sequence[Document], device: torch.device) -> MicroBatch:
@@ -99,21 +82,31 @@ def assemble(documents: Sequence[Document], device: torch.device) -> MicroBatch:
         rows=(labels - 1).to(device),
         targets=all_ids[labels].to(device),
         weights=all_weights[labels].to(device),
+        documents=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[labels].to(device),
         lengths=lengths,
         borders=torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device),
     )
 
 
-def loss(model: Any, batch: MicroBatch, forward: Forward) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (sum of weight x cross-entropy with gradients, sum of weight where the likeliest token was right)."""
+def likelihoods(model: Any, documents: Sequence[Document], forward: Forward, device: torch.device) -> Likelihoods:
+    """Return how likely each of D documents is, [D] fp32 with gradients, and how much of it the model guesses."""
+    parts = [documents] if forward.packed else [[document] for document in documents]
+    found = [_likelihoods(model, assemble(part, device), forward) for part in parts]
+    return found[0] if len(found) == 1 else Likelihoods(*map(torch.cat, zip(*found, strict=True)))
+
+
+def _likelihoods(model: Any, batch: MicroBatch, forward: Forward) -> Likelihoods:
     if forward.own_head:
         states = _label_states(model, batch, forward)
-        return label_cross_entropy(states, model.get_output_embeddings(), batch.targets, batch.weights)
-    return logits_cross_entropy(_label_logits(model, batch, forward), batch.targets, batch.weights)
+        losses, correct = label_cross_entropy(states, model.get_output_embeddings(), batch.targets, batch.weights)
+    else:
+        losses, correct = logits_cross_entropy(_label_logits(model, batch, forward), batch.targets, batch.weights)
+    none = losses.new_zeros(len(batch.lengths))
+    return Likelihoods(none.index_add(0, batch.documents, -losses), none.index_add(0, batch.documents, correct))
 
 
 def logprobs(model: Any, batch: MicroBatch, forward: Forward) -> torch.Tensor:
-    """Return the log-probabilities [R] fp32 of the targets, by the forward pass that `loss` takes."""
+    """Return the log-probabilities [R] fp32 of the targets, by the forward pass that `likelihoods` takes."""
     if forward.own_head:
         states = _label_states(model, batch, forward)
         return label_logprobs(states, model.get_output_embeddings(), batch.targets)
