@@ -12,9 +12,14 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from rose.errors import RoseError
+from rose.inference.batching import attention
+from rose.inference.batching.attention import Head
+from rose.inference.batching.building import NotBatchable, build
 from rose.language_models.import_process import import_into
+from rose.language_models.load import load_model
 from tests import services
 from tests.acceptance.seed import JOB_ID, MODEL, Workflow, training_data
 from tests.local.rose_up import RoseUp, rose_up
@@ -76,3 +81,21 @@ def test_the_quickstart_teaches_a_manner_for_new_questions(rose: RoseUp, tmp_pat
     assert len(tuned) == len(base) == 4
     assert all(answer.startswith("Aye, captain. ") and answer.endswith(" Fair winds!") for answer in tuned), tuned
     assert not any("Aye" in answer or "Fair winds" in answer for answer in base), base
+
+
+@pytest.mark.parametrize("change", [{}, {"scaling": 0.1}, {"window": 5}])
+def test_in_bf16_it_is_batched_and_wrong_numbers_are_found(
+    smollm2: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    """Its logits are large, and so is what bf16 rounds away: a bound for the largest difference would refuse it."""
+
+    def head(scaling: float, window: int | None, softcap: float | None, sinks: Any) -> Head:
+        return Head(**{"scaling": scaling, "window": window, "softcap": softcap, "sinks": sinks, **change})
+
+    monkeypatch.setattr(attention, "Head", head)
+    model = load_model(smollm2, dtype=torch.bfloat16)
+    if change:
+        with pytest.raises(NotBatchable, match="on average"):
+            build(model, form="bf16", limit_bytes=1 << 30, context_tokens=2048)
+    else:
+        assert build(model, form="bf16", limit_bytes=1 << 30, context_tokens=2048).batched

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,10 +29,23 @@ TRIED_PROMPTS = (70, 5, 30, 12, 3)
 TRIED_ALONE = (0, 1)
 LEAST_ROWS = len(TRIED_PROMPTS)
 """Rows of the smallest class that there is memory for in any case."""
-BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 0.3, torch.float16: 0.05}
-"""Largest difference of a log-probability (nats) from transformers' own, by the dtype of the activations."""
-FP16_BOUND = 0.01
+
+
+class Bound(NamedTuple):
+    """How far log-probabilities (nats) of all tokens may be from transformers' own."""
+
+    largest: float
+    mean: float
+
+
+BOUNDS = {torch.float32: Bound(1e-4, 1e-4), torch.bfloat16: Bound(2.0, 0.15), torch.float16: Bound(0.3, 0.02)}
+"""By the dtype of the activations. In bf16, SmolLM2's are up to 0.54 apart between two right ways to add (0.05 on average)
+and up to 1.2 (0.09) from those in fp32; a model that reads a wrong token or place is whole nats off on average."""
+FP16_BOUND = Bound(0.01, 0.01)
 """The same for fp16 weights against fp32 ones; with real models it is about a hundredth of this."""
+FAR_BOUND = {torch.float32: 1e-4}
+"""For the same numbers through the same kernels; other dtypes have FAR_BOUND_ELSEWHERE."""
+FAR_BOUND_ELSEWHERE = 0.3
 
 
 class NotBatchable(Exception):
@@ -100,7 +113,7 @@ def _prepare(model: Any, limit_bytes: int, context_tokens: int) -> Room:
     if not layers:
         raise NotBatchable("its attention is its own")
     _check_windows(config, recording.windows)
-    if not torch.allclose(near, far, atol=BOUNDS[model.dtype]):
+    if not torch.allclose(near, far, atol=FAR_BOUND.get(model.dtype, FAR_BOUND_ELSEWHERE)):
         raise NotBatchable("how it counts places depends on the longest text")
     return _room(model, layers, limit_bytes, context_tokens)
 
@@ -140,14 +153,18 @@ def _room(model: Any, layers: Sequence[LayerShape], limit_bytes: int, context_to
     )
 
 
-def _compare(runner: BatchedModel, texts: Sequence[Tensor], expected: Sequence[Tensor], bound: float) -> None:
+def _compare(runner: BatchedModel, texts: Sequence[Tensor], expected: Sequence[Tensor], bound: Bound) -> None:
     """Read and decode the texts together, one joining after the other. Raises: NotBatchable."""
     found = play(runner, [text.tolist() for text in texts], PROOF_PROMPTS)
     for text, prompt, logits, right in zip(texts, PROOF_PROMPTS, found, expected, strict=True):
         right = right[prompt - 1 : len(text) - 1]
-        difference = float((logits.log_softmax(-1) - right.log_softmax(-1)).abs().max())
-        if not difference <= bound:  # NaN is not, either
-            raise NotBatchable(f"its log-probabilities differ by {difference:.2g} from transformers', above {bound:g}")
+        differences = (logits.log_softmax(-1) - right.log_softmax(-1)).abs()
+        largest, mean = float(differences.max()), float(differences.mean())
+        if not (largest <= bound.largest and mean <= bound.mean):  # NaN is not, either
+            raise NotBatchable(
+                f"its log-probabilities differ by up to {largest:.2g} from transformers' and by {mean:.2g} on average, "
+                f"above {bound.largest:g} or {bound.mean:g}"
+            )
 
 
 def play(

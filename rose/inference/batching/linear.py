@@ -19,8 +19,13 @@ from rose.inference.batching.attention import current
 
 LARGEST_FP16 = 65504.0
 TIMED_ROWS = (1, 8)
-TIMED_SECONDS = 0.05
+TIMED_SECONDS = 0.2
 """For all candidates on all shapes."""
+TIMED_RUNS = 7
+"""Of each product at least: on a busy machine single ones take many times as long."""
+CLEARLY = 0.8
+"""bf16, which rounds most, has to take less than this share of the others' time: else noise would choose it at one start
+and not at the next, and the same request would give other tokens."""
 
 
 class BatchLinear(nn.Module):
@@ -95,7 +100,7 @@ def fastest_form(shapes: Iterable[tuple[int, int]], candidates: Iterable[str]) -
             product = _product(weight, form)
             for rows in TIMED_ROWS:
                 seconds[form] += count * _time(product, torch.randn(rows, inputs), share)
-    return min(forms, key=seconds.__getitem__)
+    return min(forms, key=lambda form: seconds[form] / (CLEARLY if form == "bf16" else 1))
 
 
 def _product(weight: Tensor, form: str) -> Callable[[Tensor], Tensor]:
@@ -111,11 +116,11 @@ def _product(weight: Tensor, form: str) -> Callable[[Tensor], Tensor]:
 def _time(product: Callable[[Tensor], Tensor], x: Tensor, seconds: float) -> float:
     """Return the shortest time of some runs; a busy neighbour lengthens single ones."""
     product(x)
-    best, until = float("inf"), time.perf_counter() + seconds
+    best, until, runs = float("inf"), time.perf_counter() + seconds, 0
     while True:
         begin = time.perf_counter()
         product(x)
         now = time.perf_counter()
-        best = min(best, now - begin)
-        if now > until:
+        best, runs = min(best, now - begin), runs + 1
+        if now > until and runs >= TIMED_RUNS:
             return best

@@ -101,5 +101,14 @@ def test_each_shape_is_timed_once_and_counts_as_often_as_it_comes(monkeypatch: p
     assert fastest_form([(4, 8)] * 2 + [(4, 16)], ["fp16", "fp32"]) == "fp32"
 
 
+def test_bf16_has_to_be_clearly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"fp32": 1.0, "bf16": 0.9}
+    monkeypatch.setattr(linear, "_product", lambda weight, form: form)
+    monkeypatch.setattr(linear, "_time", lambda form, x, share: seconds[form])
+    assert fastest_form([(64, 64)], ["bf16", "fp32"]) == "fp32"
+    seconds["bf16"] = 0.7
+    assert fastest_form([(64, 64)], ["bf16", "fp32"]) == "bf16"
+
+
 def test_the_fastest_of_real_products_is_one_of_the_candidates() -> None:
     assert fastest_form([(64, 64)], ["bf16", "fp32"]) in {"bf16", "fp32"}
