@@ -7,6 +7,7 @@ child of its own, and nobody notices more than some seconds.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -44,6 +45,14 @@ class Spare:
     def pid(self) -> int | None:
         """Process id of the child that is ready for a run; None while there is none."""
         return self._waiting.child.pid if self._waiting is not None else None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Resident memory of the child that is ready; None while there is none, or where the system does not tell."""
+        try:
+            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except OSError:
+            return None
 
     async def run(self) -> None:
         """Start one child after another until cancelled, at which those that live are killed."""

@@ -264,6 +264,7 @@ class _Worker:
             **msgspec.to_builtins(self._capabilities),
             "validating": self._validation.job_id is not None,
             "training": self._training.job_id,
+            "waiting_child_bytes": self._spare.memory_bytes if self._spare is not None else None,
         }
         worker = leases.Worker(
             id=self._id, kind="trainer", host=self._host, url=None, capabilities=facts, pid=os.getpid()
