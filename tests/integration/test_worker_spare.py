@@ -22,7 +22,7 @@ from tests.eventually import eventually
 from tests.trainers import QUICK, House, child_of
 from trainer.spare import Spare
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(400)]
 
 SHORT: dict[str, Any] = {"n_epochs": 1, "batch_size": 2, "validation_split": 0}
 LONG: dict[str, Any] = {"n_epochs": 50, "batch_size": 1, "validation_split": 0}
