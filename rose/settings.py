@@ -128,6 +128,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How long Ctrl-C waits for a run to make its recovery point."""
     torch_threads: int | None = None
     """Threads of a training child; default: cores minus one."""
+    warm_child: bool = True
+    """Keep a training child waiting that has torch loaded, so that a job starts at once; docs/operations.md has the
+    memory it takes."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."""
     inference_host: str = "127.0.0.1"

@@ -58,10 +58,12 @@ QUICK: dict[str, Any] = {
     "drain_seconds": 20.0,
     "device": "cpu",
     "torch_threads": 1,
+    "warm_child": False,
     "hub_offline": True,
     "min_free_bytes": 0,
 }
-"""Settings under which what is asked of a trainer happens at once, and no lease is lost on a busy machine."""
+"""Settings under which what is asked of a trainer happens at once, and no lease is lost on a busy machine. No
+child waits: a trainer that lives for one job would only import torch once more, for nobody."""
 
 LOSABLE: dict[str, Any] = {"lease_seconds": 8.0, "abandon_seconds": 6.0}
 """Beside QUICK: a lost supervisor is noticed within seconds, a slow one is not lost yet."""

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import msgspec
 
@@ -51,7 +51,7 @@ class Channel:
         self._report_fd = report_fd
         self._order_fd = order_fd
         self._abandon_seconds = abandon_seconds
-        self._leave = leave or _leave
+        self._leave = leave or stop_abandoned
         self._writing = threading.Lock()
         self._encoder = msgspec.json.Encoder()
         self._orders: msgspec.json.Decoder[Order] = msgspec.json.Decoder(Order)
@@ -100,7 +100,7 @@ class Channel:
                 self.draining.set()
 
 
-def _leave(reason: str) -> None:
+def stop_abandoned(reason: str) -> NoReturn:
     """End the process now: torch's threads and open files need no farewell, and nothing of it counts any more."""
     with contextlib.suppress(OSError):
         os.write(2, f"The child stops: {reason}.\n".encode())

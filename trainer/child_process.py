@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from anyio.abc import ByteReceiveStream, Process
 
 from rose.errors import RoseError
 from trainer.child import REPORT_FD
-from trainer.protocol import Order, Report
+from trainer.protocol import Begin, Order, Report
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ MAX_REPORT_BYTES = 1 << 22
 """Far above the longest honest report; more without a newline is not a report."""
 ORDER_SECONDS = 1.0
 """A working child takes an order at once; a stopped one leaves the pipe full."""
+BEGIN_SECONDS = 5.0
+"""A waiting child answers in milliseconds, unless it was stopped; a cold one starts in about this time."""
 OOM_SOURCES = (Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events"))
 """Where the kernel counts what it killed: on the machine, and in this container."""
 KILL_SECONDS = 10.0
@@ -71,15 +74,26 @@ class RunLog:
     """The log file of one run: it keeps the newest output and never grows beyond two caps.
 
     A full disk loses log lines, never the run. Writes go to the page cache, so they are made in the event loop.
+    Without a path the newest KEPT_TAIL_BYTES wait in memory until `open`: a child that waits has no run yet.
     """
 
-    def __init__(self, path: Path, cap_bytes: int = LOG_CAP_BYTES) -> None:
-        self.path = path
+    def __init__(self, path: Path | None = None, cap_bytes: int = LOG_CAP_BYTES) -> None:
+        self.path: Path | None = None
         self._cap_bytes = cap_bytes
         self._tail = b""
+        self._descriptor = -1
+        self._bytes = 0
+        if path is not None:
+            self.open(path)
+
+    def open(self, path: Path) -> None:
+        """Write to `path` from now on, beginning with what waited in memory. Raises: OSError."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._bytes = os.fstat(self._descriptor).st_size
+        self.path = path
+        waiting, self._tail = self._tail, b""
+        self.write(waiting)
 
     @property
     def last_line(self) -> str:
@@ -93,9 +107,11 @@ class RunLog:
     def write(self, data: bytes) -> None:
         """Append `data`, moving the file to `.1` when it is full."""
         self._tail = (self._tail + data)[-KEPT_TAIL_BYTES:]
+        if self.path is None:
+            return
         try:
             if self._bytes + len(data) > self._cap_bytes:
-                self._rotate()
+                self._rotate(self.path)
             self._bytes += os.write(self._descriptor, data)
         except OSError as error:
             log.debug("%s could not be written: %s", self.path, error)
@@ -106,9 +122,9 @@ class RunLog:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _rotate(self) -> None:
-        self.path.replace(self.path.with_name(self.path.name + ".1"))
-        fresh = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    def _rotate(self, path: Path) -> None:
+        path.replace(path.with_name(path.name + ".1"))
+        fresh = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(fresh, self._descriptor)
         os.close(fresh)
         self._bytes = 0
@@ -123,6 +139,9 @@ class Child:
         self._report_fd = report_fd
         self._oom_kills = oom_kills()
         self._killed_by_us = False
+        self._lines: deque[bytes] = deque()
+        self._unfinished = b""
+        self._decoder: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)
 
     @property
     def pid(self) -> int:
@@ -134,23 +153,43 @@ class Child:
 
         Raises: BrokenReport.
         """
-        decoder: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)
-        pending = b""
-        while True:
+        while (report := await self.next_report()) is not None:
+            yield report
+
+    async def next_report(self) -> Report | None:
+        """Return the next report, None at the end of the pipe; a cancelled wait loses none. Raises: BrokenReport."""
+        while not self._lines:
             await anyio.wait_readable(self._report_fd)
             chunk = os.read(self._report_fd, READ_BYTES)
             if not chunk:
-                return
-            *lines, pending = (pending + chunk).split(b"\n")
-            if len(pending) > MAX_REPORT_BYTES:
-                raise BrokenReport(f"The child wrote {len(pending)} bytes without a newline.")
-            for line in lines:
-                try:
-                    yield decoder.decode(line)
-                except msgspec.DecodeError as error:
-                    raise BrokenReport(f"The child wrote {line[:200]!r}: {error}.") from None
+                return None
+            *lines, self._unfinished = (self._unfinished + chunk).split(b"\n")
+            self._lines.extend(lines)
+            if len(self._unfinished) > MAX_REPORT_BYTES:
+                raise BrokenReport(f"The child wrote {len(self._unfinished)} bytes without a newline.")
+        line = self._lines.popleft()
+        try:
+            return self._decoder.decode(line)
+        except msgspec.DecodeError as error:
+            raise BrokenReport(f"The child wrote {line[:200]!r}: {error}.") from None
 
-    async def order(self, order: Order) -> bool:
+    async def begin(self, specification: Path, log_path: Path) -> bool:
+        """Let a waiting child run a specification, with its output in `log_path`; False when it does not answer.
+
+        Then it has to be killed, since it may still begin. Raises: OSError when the log cannot be opened.
+        """
+        self.log.open(log_path)
+        self._oom_kills = oom_kills()
+        if not await self.order(Begin(specification=str(specification))):
+            return False
+        with anyio.move_on_after(BEGIN_SECONDS):
+            try:
+                return await self.next_report() is not None
+            except BrokenReport as error:
+                log.warning("The waiting child %d is not used: %s", self.pid, error)
+        return False
+
+    async def order(self, order: Order | Begin) -> bool:
         """Send an order. False when the child is gone or does not read (then the watchdog finds it)."""
         stdin = self._process.stdin
         assert stdin is not None
@@ -187,7 +226,7 @@ class Child:
 @asynccontextmanager
 async def start(
     arguments: Sequence[str],
-    log_path: Path,
+    log_path: Path | None,
     *,
     launch: Launch,
     environment: Mapping[str, str] | None = None,
@@ -195,6 +234,7 @@ async def start(
     """Run `arguments` as a child for the length of the block, at the end of which it is dead and its log complete.
 
     Enter it in the thread that lives as long as the supervisor: the child dies with the thread that started it.
+    Without `log_path` it waits for `Child.begin`, which says where its output goes.
     """
     command, descriptors = launch(arguments)
     read_fd, write_fd = os.pipe()

@@ -210,3 +210,10 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
 
 
 Order = Alive | Drain
+
+
+class Begin(msgspec.Struct, frozen=True, tag="begin"):
+    """Run this now; the only word to a waiting child (trainer/warm.py), after which it takes orders like any other."""
+
+    specification: str
+    """Path of the file that a cold child gets on its command line."""

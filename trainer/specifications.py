@@ -9,6 +9,7 @@ from rose.settings import Settings
 from trainer.protocol import RunSpec, ValidationSpec
 
 TRAINING_MODULE = "trainer.run"
+WARM_MODULE = "trainer.warm"
 VALIDATION_MODULE = "trainer.validate"
 
 

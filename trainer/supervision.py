@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -31,9 +33,22 @@ from trainer.child_process import BrokenReport, Child, Launch
 from trainer.integrations.wandb_mirror import mirrored
 from trainer.journal import Journal, clean
 from trainer.ownership import OwnedJob
-from trainer.protocol import Alive, Drain, Drained, Failed, Finished, PhaseChanged, Report, StepDone, ValidationPassed
+from trainer.protocol import (
+    Alive,
+    Drain,
+    Drained,
+    Failed,
+    Finished,
+    PhaseChanged,
+    Report,
+    RunSpec,
+    StepDone,
+    ValidationPassed,
+    ValidationSpec,
+)
 from trainer.proving import not_proven, prove
 from trainer.results import write_result_file
+from trainer.spare import Spare
 from trainer.specifications import TRAINING_MODULE, VALIDATION_MODULE, training_spec, validation_spec
 from trainer.watchdog import Stall, Watchdog
 
@@ -61,7 +76,8 @@ Outcome = Finished | Drained | Failed | ValidationPassed
 class Supervision:
     """Runs one owned job. `look` is set by whoever heard that the job changed; `stop` drains.
 
-    A run that has to be given back is given back; on cancellation the child is killed and the lease left to expire.
+    `spare` has a child that waits for a training run. A run that has to be given back is given back; on cancellation
+    the child is killed and the lease left to expire.
     """
 
     def __init__(
@@ -74,6 +90,7 @@ class Supervision:
         launch: Launch,
         stop: anyio.Event,
         look: Wake,
+        spare: Spare | None = None,
     ) -> None:
         self._owned = owned
         self._settings = settings
@@ -82,6 +99,7 @@ class Supervision:
         self._launch = launch
         self._stop = stop
         self._look = look
+        self._spare = spare
         self._journal = Journal(owned, blobs)
         self._leave = anyio.Event()
         self._child: Child | None = None
@@ -132,12 +150,11 @@ class Supervision:
 
     async def _run_child(self) -> None:
         try:
-            command = await anyio.to_thread.run_sync(self._prepare)
+            spec = await anyio.to_thread.run_sync(self._prepare)
         except NoSpace as error:
             self._outcome = Failed(code="no_space", message=str(error))
             return
-        async with child_process.start(command, self.log_path, launch=self._launch) as child:
-            log.info("%s: child %d, log %s", self._owned.name, child.pid, self.log_path)
+        async with self._started(spec) as child:
             self._child = child
             watchdog = self._watchdog()
             async with anyio.create_task_group() as tasks:
@@ -149,18 +166,43 @@ class Supervision:
         self._child = None
         log.info("%s: the child is gone (%s)", self._owned.name, self._how_it_ended)
 
-    def _prepare(self) -> Sequence[str]:
-        """Write the specification and return the command line."""
+    def _prepare(self) -> RunSpec | ValidationSpec:
+        """Write the specification and return it."""
         owned, settings, blobs = self._owned, self._settings, self._blobs
         if owned.lease.kind == "training":
-            module, spec = TRAINING_MODULE, training_spec(owned.state, owned.lease.epoch, settings, blobs)
+            spec = training_spec(owned.state, owned.lease.epoch, settings, blobs)
         else:
-            module, spec = VALIDATION_MODULE, validation_spec(owned.state, settings, blobs)
-        path = self.log_path.with_suffix(".json")
+            spec = validation_spec(owned.state, settings, blobs)
+        path = self._spec_path
         with no_space_as_error(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(msgspec.json.format(msgspec.json.encode(spec)))
-        return (sys.executable, "-m", module, str(path))
+        return spec
+
+    @property
+    def _spec_path(self) -> Path:
+        return self.log_path.with_suffix(".json")
+
+    @asynccontextmanager
+    async def _started(self, spec: RunSpec | ValidationSpec) -> AsyncGenerator[Child, None]:
+        """Give the specification to the child that waits, else to a new one; dead at the end of the block."""
+        name, path = self._owned.name, self._spec_path
+        async with AsyncExitStack() as stack:
+            child = None
+            if self._spare is not None and isinstance(spec, RunSpec):
+                stack.callback(self._spare.replace)
+                child = await stack.enter_async_context(
+                    self._spare.begin(path, threads=spec.threads, log_path=self.log_path)
+                )
+            kind = "waiting child" if child else "child"
+            if child is None:
+                module = TRAINING_MODULE if isinstance(spec, RunSpec) else VALIDATION_MODULE
+                command = (sys.executable, "-m", module, str(path))
+                child = await stack.enter_async_context(
+                    child_process.start(command, self.log_path, launch=self._launch)
+                )
+            log.info("%s: %s %d, log %s", name, kind, child.pid, self.log_path)
+            yield child
 
     async def _read_reports(self, child: Child, watchdog: Watchdog) -> None:
         try:
@@ -180,6 +222,8 @@ class Supervision:
                         watchdog.entered(phase)
                     case StepDone():
                         watchdog.stepped()
+                        if self._spare is not None:
+                            self._spare.replace()
                     case _:
                         watchdog.alive()
                 await self._journal.put(report)

@@ -34,6 +34,7 @@ from trainer import capabilities
 from trainer.capabilities import Capabilities
 from trainer.child_process import Launch
 from trainer.ownership import OwnedJob
+from trainer.spare import Spare
 from trainer.supervision import Supervision
 
 log = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class _Worker:
         self._commands = Commands(pool)
         self._validation = _Slot("validation", bus.wake_on(JOB_CREATED))
         self._training = _Slot("training", bus.wake_on(JOB_QUEUED))
+        self._spare = Spare(launch, settings.torch_threads) if settings.warm_child else None
         self._announce_now = Wake()
         self._space_retries: dict[str, tuple[float, float]] = {}
         """Job paused by a full disk -> (earliest next resumption, wait after that one)."""
@@ -116,6 +118,8 @@ class _Worker:
         async with anyio.create_task_group() as background:
             background.start_soon(self._repeat, self._announce, self._announce_now, ANNOUNCE_SECONDS)
             background.start_soon(self._repeat, self._resume_when_there_is_space, Wake(), SPACE_CHECK_SECONDS)
+            if self._spare is not None:
+                background.start_soon(self._spare.run)
             async with anyio.create_task_group() as slots:
                 slots.start_soon(self._run_slot, self._validation)
                 slots.start_soon(self._run_slot, self._training)
@@ -157,6 +161,7 @@ class _Worker:
                 launch=self._launch,
                 stop=self._stop,
                 look=slot.look,
+                spare=self._spare if slot.kind == "training" else None,
             ).run()
         finally:
             slot.job_id = None
@@ -259,6 +264,7 @@ class _Worker:
             **msgspec.to_builtins(self._capabilities),
             "validating": self._validation.job_id is not None,
             "training": self._training.job_id,
+            "waiting_child_bytes": self._spare.memory_bytes if self._spare is not None else None,
         }
         worker = leases.Worker(
             id=self._id, kind="trainer", host=self._host, url=None, capabilities=facts, pid=os.getpid()

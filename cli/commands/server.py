@@ -91,11 +91,12 @@ def status(*, common: Common = COMMON) -> int:
         return 7
     workers, away = _workers(settings)
     engines = [one for one in workers if one.kind == "inference"]
+    children: dict[int | None, str] = {one.pid: _waiting_child(one) for one in workers}
     if running is None:
         services = [{"kind": one.kind, "host": one.host, "pid": one.pid} for one in workers]
         lines = [
             "The services at ROSE_DATABASE_URL:" if workers else away or "No service is there. Start them: rose serve",
-            *(f"  {one.kind:<12}process {one.pid} on {one.host}" for one in workers),
+            *(f"  {one.kind:<12}process {one.pid} on {one.host}  {_waiting_child(one)}".rstrip() for one in workers),
             *engine_lines(engines),
         ]
         common.output.show({"processes": services, "engines": facts(engines)}, lines=lines)
@@ -105,7 +106,7 @@ def status(*, common: Common = COMMON) -> int:
         f"data folder {running.data_dir}, started {running.started_at}",
         *(
             f"  {one.kind:<12}{one.state:<10}{f'process {one.pid}' if one.pid else '':<16}"
-            f"{_restarts(one.restarts)}".rstrip()
+            f"{', '.join(filter(None, (_restarts(one.restarts), children.get(one.pid))))}".rstrip()
             for one in running.processes
         ),
         *engine_lines(engines),
@@ -114,6 +115,12 @@ def status(*, common: Common = COMMON) -> int:
     shown = {**msgspec.to_builtins(running), "engines": facts(engines)}
     common.output.show(shown, identity=running.url, lines=lines)
     return 0
+
+
+def _waiting_child(worker: Worker) -> str:
+    """Say what the training child takes that waits in a trainer (ROSE_WARM_CHILD); empty when there is none."""
+    resident = worker.capabilities.get("waiting_child_bytes")
+    return f"a child of {resident >> 20} MiB waits for a run" if isinstance(resident, int) else ""
 
 
 def _workers(settings: Settings) -> tuple[list[Worker], str | None]:
