@@ -24,8 +24,8 @@ TIMED_SECONDS = 0.2
 TIMED_RUNS = 7
 """Of each product at least: on a busy machine single ones take many times as long."""
 CLEARLY = 0.8
-"""bf16, which rounds most, has to take less than this share of the others' time: else noise would choose it at one start
-and not at the next, and the same request would give other tokens."""
+"""bf16, which rounds most, has to take less than this share of the others' time: else noise would choose it at one
+start and not at the next, and the same request would give other tokens."""
 
 
 class BatchLinear(nn.Module):
