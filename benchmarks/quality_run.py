@@ -160,7 +160,7 @@ def spec(training: Training, task: Task) -> RunSpec:
         validation_file_id=None,
         validation_file=None,
         method="supervised",
-        hyperparameters=msgspec.convert(training.asked, HyperparametersRequest),
+        requested=msgspec.convert(training.asked, HyperparametersRequest),
         seed=training.seed,
         minimum_examples=1,
         base_learning_rates={},

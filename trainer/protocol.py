@@ -59,7 +59,7 @@ class ValidationSpec(msgspec.Struct, frozen=True, kw_only=True):
     validation_file_id: str | None
     validation_file: str | None
     method: str
-    hyperparameters: HyperparametersRequest
+    requested: HyperparametersRequest
     seed: int
     minimum_examples: int
     base_learning_rates: dict[str, float]

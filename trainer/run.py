@@ -131,6 +131,11 @@ class Run:
         self.finish()
         return 0
 
+    @property
+    def state(self) -> RunState:
+        """What changes during the run; the optimization holds it."""
+        return self.optimization.state
+
     # --- before the first step
 
     def load(self) -> None:
@@ -142,7 +147,6 @@ class Run:
         torch.manual_seed(self.hyperparameters.seed)
         random.seed(self.hyperparameters.seed)
         self.trained: TrainedModel = load_trained_model(spec, located, self.blobs, self.hardware)
-        self.state = RunState(token_budget=self.hardware.token_budget)
         documents = [document for example in self.training for document in example.documents]
         forward, caveat = choose_forward(self.trained.model, documents, self.hardware.device)
         if caveat:
@@ -153,7 +157,7 @@ class Run:
             self.method,
             forward,
             self.hardware,
-            self.state,
+            RunState(token_budget=self.hardware.token_budget),
             self.method.blind_loss([unit for example in self.training for unit in example.units]),
             self.warn,
             self.alive,
@@ -213,7 +217,7 @@ class Run:
         if point is not None:
             restored = self.recovery.restore(point, self.trained.parameters, self.optimization.optimizer)
             self.best = restored.best
-            self.state = self.optimization.state = restored.state
+            self.optimization.state = restored.state
             if restored.state.checkpointing:
                 self.optimization.recompute_activations()
             if restored.difference:

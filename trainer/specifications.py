@@ -54,7 +54,7 @@ def validation_spec(state: JobState, settings: Settings, blobs: Blobs) -> Valida
         validation_file_id=state.validation_file.id if state.validation_file else None,
         validation_file=_path(state.validation_file, blobs),
         method=state.method,
-        hyperparameters=state.requested,
+        requested=state.requested,
         seed=state.seed,
         minimum_examples=settings.minimum_examples,
         base_learning_rates=settings.base_learning_rates,

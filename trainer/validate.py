@@ -87,7 +87,7 @@ def validate(spec: ValidationSpec, tell: Tell) -> ValidationPassed | Failed:
     template = load_template(located.path, rows=located.embedding_rows)
     method = method_of(spec.method)
     thoughts = _count_thoughts(method, Path(spec.training_file))
-    thinking, _ = resolve_thinking(spec.hyperparameters.thinking, thoughts)
+    thinking, _ = resolve_thinking(spec.requested.thinking, thoughts)
     reader = _Reader(method, template, located.context_tokens, thinking)
     validation: DataFile | None = None
     if spec.validation_file is not None:
@@ -100,7 +100,7 @@ def validate(spec: ValidationSpec, tell: Tell) -> ValidationPassed | Failed:
     if refusal is not None:
         return refusal
     facts = msgspec.structs.replace(_facts(spec, method, located, training, validation), thoughts=thoughts)
-    numbers = resolve(spec.hyperparameters, facts, spec.seed)
+    numbers = resolve(spec.requested, facts, spec.seed)
     _check_targets(numbers, located)
     return ValidationPassed(
         base=located.base_model(),
@@ -214,7 +214,7 @@ def _facts(
 ) -> DataFacts:
     parent = spec.base.parent
     rates = spec.base_learning_rates
-    asked = spec.hyperparameters.lora_config.target_modules
+    asked = spec.requested.lora_config.target_modules
     targets = (TARGETS_ALL,) if isinstance(asked, str) else asked
     return DataFacts(
         examples=training.examples,

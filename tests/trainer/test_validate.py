@@ -58,7 +58,7 @@ def make(tmp_path: Path, fixture_base: Path) -> Make:
             "validation_file_id": "file_v" if validation is not None else None,
             "validation_file": write("validation.jsonl", validation) if validation is not None else None,
             "method": "supervised",
-            "hyperparameters": parse(hyperparameters or {}),
+            "requested": parse(hyperparameters or {}),
             "seed": 7,
             "minimum_examples": 1,
             "base_learning_rates": {},

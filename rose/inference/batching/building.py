@@ -40,7 +40,7 @@ class Bound(NamedTuple):
 
 BOUNDS = {torch.float32: Bound(1e-4, 1e-4), torch.bfloat16: Bound(2.0, 0.15), torch.float16: Bound(0.3, 0.02)}
 """By the dtype of the activations. In bf16, SmolLM2's are up to 0.54 apart between two right ways to add (on average
-0.05) and up to 1.2 (0.09) from those in fp32; a model that reads a wrong token or place is whole nats off on average."""
+0.05) and up to 1.2 (0.09) from those in fp32; a model that reads a wrong token or place is half a nat off or more."""
 FP16_BOUND = Bound(0.01, 0.01)
 """The same for fp16 weights against fp32 ones; with real models it is about a hundredth of this."""
 FAR_BOUND = {torch.float32: 1e-4}
