@@ -32,7 +32,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     training_file: str
     validation_file: str | None
     method: str = "supervised"
-    """Name in trainer.methods.METHODS."""
+    """As rose.methods knows it."""
     hyperparameters: Hyperparameters
     recovery_points: tuple[RecoveryPoint, ...] = ()
     """Candidates to resume from, newest first; empty for a fresh run."""
