@@ -129,7 +129,7 @@ class _Meant:
         )
 
     def _nearest(self, key: str, path: str) -> str | None:
-        """Return the place of the most similar key: in the same object first, then within it, then the outermost."""
+        """Return the place of the most similar key: in the same object first, then within it, the outermost, the first."""
         key = key.casefold()[:MAX_KEY_SHOWN]
         places = list(_places(self._info, self._param))
         names = [name for name, _ in places]
@@ -138,7 +138,7 @@ class _Meant:
         near += difflib.get_close_matches(key, names, n=1, cutoff=0.65)
         inside = f"{path}." if path else ""
         found = [place for name, place in places if name in near[:1]]
-        return min(found, key=lambda place: (not place.startswith(inside), place.count("."), place), default=None)
+        return min(found, key=lambda place: (not place.startswith(inside), place.count(".")), default=None)
 
 
 def _places(info: inspect.Type, path: str) -> Iterator[tuple[str, str]]:
