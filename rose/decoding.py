@@ -129,7 +129,7 @@ class _Meant:
         )
 
     def _nearest(self, key: str, path: str) -> str | None:
-        """Return the place of the most similar key: in the same object first, then within it, the outermost, the first."""
+        """Return the place of the most similar key: the same object first, then within it, the outermost, the first."""
         key = key.casefold()[:MAX_KEY_SHOWN]
         places = list(_places(self._info, self._param))
         names = [name for name, _ in places]
