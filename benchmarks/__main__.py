@@ -52,6 +52,15 @@ The two servers take turns, and the one that is not asked is halted, since an id
 on the machine used is in the last column; a run during which it was more than 0.3 cores does not count, and when none
 counts the table says so and shows all. Each side runs with the threads and the type of numbers that the heading names:
 measure both in the same type before comparing speeds.
+
+## Where serving falls short of its goals, and why
+
+- Eight streams over eight adapters run at 0.67 of ROSE's own base speed, where 0.7 was wanted (sixteen at 0.78; 1.55 and
+  2.07 times vLLM). The adapters are 156 MB in fp32 that each step reads, 5 of the 20 ms that they cost; 3 ms more are
+  the price of exactness ([profile](serving.md#where-the-time-goes)).
+- Sixteen streams on the shape of Qwen2.5-0.5B run at 0.99 of vLLM's speed with one thread, where 1.2 was wanted: from about 13
+  rows on, a step costs what its arithmetic costs, and FBGEMM's fp16 kernel has that rate on this core. vLLM takes as many
+  threads as it likes.
 """
 
 
