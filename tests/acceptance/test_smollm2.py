@@ -46,7 +46,7 @@ def rose(smollm2: Path) -> Iterator[RoseUp]:
     with services.private_folder() as folder:
         (folder / "models").mkdir()
         (folder / "models" / "smollm2").symlink_to(smollm2)
-        with rose_up(folder, {"ROSE_MODEL_ALIASES": "qwen-coder=smollm2"}) as started:
+        with rose_up(folder, {"ROSE_MODEL_ALIASES": "qwen-coder=smollm2", "ROSE_WARM_CHILD": "1"}) as started:
             yield started
 
 

@@ -24,7 +24,7 @@ def rose(fixture_base: Path) -> Iterator[RoseUp]:
     """A running ROSE whose `qwen-coder` is the test model."""
     with (
         services.private_folder() as folder,
-        rose_up(folder, {"ROSE_MODEL_ALIASES": f"qwen-coder={fixture_base}"}) as started,
+        rose_up(folder, {"ROSE_MODEL_ALIASES": f"qwen-coder={fixture_base}", "ROSE_WARM_CHILD": "1"}) as started,
     ):
         yield started
 

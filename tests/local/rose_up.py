@@ -38,6 +38,7 @@ class RoseUp:
             **inherited,
             "ROSE_DATA_DIR": str(data_dir),
             "ROSE_PORT": str(free_port()),
+            "ROSE_WARM_CHILD": "0",  # where few jobs run, it only takes the cores from other tests
             **(environment or {}),
         }
         self.settings: Settings = load(self.environment)
