@@ -55,14 +55,14 @@ measure both in the same type before comparing speeds.
 
 ## Where serving falls short of its goals, and why
 
-- Eight streams over eight adapters run at 0.67 of ROSE's own base speed, where 0.7 was wanted (sixteen at 0.78; 1.55 and
-  2.07 times vLLM). The adapters are 156 MB in fp32 that each step reads, 5 of the 20 ms that they cost; 3 ms more are
-  the price of exactness ([profile](serving.md#where-the-time-goes)).
-- Sixteen streams on the shape of Qwen2.5-0.5B run at 0.99 of vLLM's speed with one thread, where 1.2 was wanted. With two
-  threads each, 16 streams were at 0.82 and 32 at 0.79 in the undisturbed runs of one try (136 and 151 beside 167 and 190
-  tokens/s; not recorded, because a neighbour spoilt the others). The limit is the matrix rate: a step of 16 rows is 16
-  GFLOP in 123 ms on one core, 128 GFLOP/s, and two cores give no engine more than 1.2 times what vLLM takes of them.
-  Eight streams and fewer are bound by reading weights, where fp16 halves the bytes.
+- Eight streams over eight adapters run at 0.67 of ROSE's own base speed, where 0.7 was wanted (sixteen at 0.78; 1.55
+  and 2.07 times vLLM). The adapters are 156 MB in fp32 that each step reads, 5 of the 20 ms that they cost; 3 ms more
+  are the price of exactness ([profile](serving.md#where-the-time-goes)).
+- Sixteen streams on the shape of Qwen2.5-0.5B run at 0.99 of vLLM's speed with one thread, where 1.2 was wanted. With
+  two threads each, 16 streams were at 0.82 and 32 at 0.79 in the undisturbed runs of one try (136 and 151 beside 167
+  and 190 tokens/s; not recorded, because a neighbour spoilt the others). The limit is the matrix rate: a step of 16
+  rows is 16 GFLOP in 123 ms on one core, 128 GFLOP/s, and two cores give no engine more than 1.2 times what vLLM takes
+  of them. Eight streams and fewer are bound by reading weights, where fp16 halves the bytes.
 """
 
 
