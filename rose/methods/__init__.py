@@ -6,6 +6,7 @@ Those of other packages are found by their entry points in the group `rose.metho
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from itertools import chain, islice
 
@@ -20,8 +21,9 @@ LOOKED_AT = 20
 _OWN: dict[str, Method] = {"supervised": supervised, "dpo": dpo}
 
 
+@cache
 def method_names() -> Sequence[str]:
-    """Return the methods there are."""
+    """Return the methods there are; packages are looked through once, since every shown job asks."""
     return sorted({*_OWN, *(point.name for point in entry_points(group=GROUP))})
 
 
@@ -38,6 +40,7 @@ def method_of(name: str) -> Method:
     )
 
 
+@cache
 def options_of(name: str) -> Sequence[str]:
     """Return the hyperparameters that only this method has; none for one that is not there any more."""
     return tuple(method_of(name).OPTIONS) if name in method_names() else ()

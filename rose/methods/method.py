@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from rose.domain.training_data import ChatExample, Problem
+from rose.domain.training_data import ChatExample
 
 Tensor = Any
 """A tensor of the process that trains."""
@@ -39,7 +39,7 @@ class Unit:
     """Documents whose loss is computed together: they never part, whatever else shares their forward pass."""
 
     documents: tuple[Document, ...]
-    reference: tuple[float, ...] | None = field(default=None, compare=False)
+    reference: tuple[float, ...] | None = None
     """How likely the model found each document before the first step (as Scores.logprobs), for methods that ask."""
 
     @property
@@ -150,6 +150,3 @@ class Method(Protocol):
         `mean_token_accuracy` has fields of its own in the step's report; what else there is stands in its metrics.
         """
         ...
-
-
-__all__ = ["Document", "Item", "Method", "Option", "Problem", "Rendered", "Scores", "Template", "Unit"]
